@@ -1,0 +1,1 @@
+"""Flows: the drivers that run the graph of `dvc.yaml`."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics as the literature defines them, with intervals."""

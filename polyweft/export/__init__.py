@@ -1,0 +1,1 @@
+"""Export: ONNX, its parity with PyTorch, INT8 and TensorRT."""

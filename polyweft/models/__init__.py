@@ -1,0 +1,1 @@
+"""Models: one file per modality encoder, and the families that join them."""

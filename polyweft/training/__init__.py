@@ -1,0 +1,1 @@
+"""Training: the loop, its losses, its optimiser, its checkpoints."""

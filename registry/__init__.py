@@ -1,0 +1,1 @@
+"""Registry: versions, the gate, lineage, and the served model."""
