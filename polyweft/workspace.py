@@ -1,0 +1,122 @@
+"""Where a command stands: the workspace's root, the folder of state that outlives a stage, the commit.
+
+DVC runs an experiment (`dvc exp run --temp` or `--queue`) in a copy of the repository below
+`.dvc/tmp/exps/`. State that must survive (tracking spools, checkpoints, MLflow's database) belongs to the
+main workspace, which this module finds from inside such a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from polyweft.errors import DataError
+
+VARIABLE = "POLYWEFT_WORKSPACE"
+
+_EXPERIMENTS = (".dvc", "tmp", "exps")
+
+# Every tool below sends usage statistics unless told not to.
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def main_workspace(folder: Path) -> Path:
+    """Give the main workspace's root for `folder`: itself, or the X of `X/.dvc/tmp/exps/...`."""
+    parts = folder.parts
+    for start in range(1, len(parts) - 2):
+        if parts[start : start + 3] == _EXPERIMENTS:
+            return Path(*parts[:start])
+    return folder
+
+
+def workspace() -> Path:
+    """Give the main workspace's root, absolute: `POLYWEFT_WORKSPACE`, or where the command stands."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        return Path(given).absolute()
+    return main_workspace(Path.cwd())
+
+
+def state_folder() -> Path:
+    """Give the untracked folder of state that outlives stages and experiments; it may not exist yet."""
+    return workspace() / ".polyweft"
+
+
+def quiet_environment() -> None:
+    """Turn the usage statistics of every tool off, for this process and its children, unless set already."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def git_commit() -> str | None:
+    """Give HEAD's commit, with `-dirty` after it where tracked files differ; None outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def link_source_for_experiments(path: str) -> list[Path]:
+    """Make a relative source outside the workspace findable from DVC's experiment folders.
+
+    DVC checks a dependency such as `../shared/data` from the experiment's own folder
+    (`.dvc/tmp/exps/standalone/<name>` under `--temp`, `.dvc/tmp/exps/<name>` under `--queue`), before the
+    stage starts. For such a path a symbolic link is put where each of the two would look. A path that is
+    absolute or stays inside the workspace needs none and gets none.
+
+    Returns
+    -------
+    list[Path]
+        The links that stand there now, made or found.
+
+    Raises
+    ------
+    DataError
+        Something that is not a link of ours stands where the link must go.
+    """
+    root = workspace()
+    relative = Path(os.path.normpath(path))
+    if relative.is_absolute() or relative.parts[:1] != ("..",):
+        return []
+    climbs = sum(1 for part in relative.parts if part == "..")
+    if climbs == len(relative.parts):
+        return []
+    outside, name = relative.parts[:climbs], relative.parts[climbs]
+    target = Path(os.path.normpath(root.joinpath(*outside, name)))
+    experiments = root.joinpath(*_EXPERIMENTS)
+    links = [
+        Path(os.path.normpath(folder.joinpath("x", *outside, name)))
+        for folder in (experiments, experiments / "standalone")
+    ]
+    for link in links:
+        if link.is_relative_to(experiments):
+            _point(link, target)
+    return [link for link in links if link.is_relative_to(experiments)]
+
+
+def _point(link: Path, target: Path) -> None:
+    if link.is_symlink():
+        if link.readlink() == target:
+            return
+        link.unlink()
+    elif link.exists():
+        raise DataError(
+            f"{link} is in the way of a link to {target}. Move it away and run the command again."
+        )
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target, target_is_directory=True)
