@@ -11,8 +11,6 @@ import os
 import subprocess
 from pathlib import Path
 
-from polyweft.errors import DataError
-
 VARIABLE = "POLYWEFT_WORKSPACE"
 
 _EXPERIMENTS = (".dvc", "tmp", "exps")
@@ -77,46 +75,37 @@ def link_source_for_experiments(path: str) -> list[Path]:
     DVC checks a dependency such as `../shared/data` from the experiment's own folder
     (`.dvc/tmp/exps/standalone/<name>` under `--temp`, `.dvc/tmp/exps/<name>` under `--queue`), before the
     stage starts. For such a path a symbolic link is put where each of the two would look. A path that is
-    absolute or stays inside the workspace needs none and gets none.
+    absolute or stays inside the workspace needs none and gets none; nor is one made outside `.dvc/tmp`
+    (a path that climbs three folders or more) or where something else stands.
 
     Returns
     -------
     list[Path]
         The links that stand there now, made or found.
-
-    Raises
-    ------
-    DataError
-        Something that is not a link of ours stands where the link must go.
     """
     root = workspace()
     relative = Path(os.path.normpath(path))
-    if relative.is_absolute() or relative.parts[:1] != ("..",):
-        return []
     climbs = sum(1 for part in relative.parts if part == "..")
-    if climbs == len(relative.parts):
+    if relative.is_absolute() or climbs in (0, len(relative.parts)):
         return []
-    outside, name = relative.parts[:climbs], relative.parts[climbs]
-    target = Path(os.path.normpath(root.joinpath(*outside, name)))
+    head = Path(*relative.parts[: climbs + 1])
+    target = _normal(root / head)
     experiments = root.joinpath(*_EXPERIMENTS)
-    links = [
-        Path(os.path.normpath(folder.joinpath("x", *outside, name)))
-        for folder in (experiments, experiments / "standalone")
-    ]
-    for link in links:
-        if link.is_relative_to(experiments):
-            _point(link, target)
-    return [link for link in links if link.is_relative_to(experiments)]
+    places = (_normal(folder / "experiment" / head) for folder in (experiments, experiments / "standalone"))
+    return [place for place in places if place.is_relative_to(experiments.parent) and _point(place, target)]
 
 
-def _point(link: Path, target: Path) -> None:
+def _normal(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
+def _point(link: Path, target: Path) -> bool:
     if link.is_symlink():
         if link.readlink() == target:
-            return
+            return True
         link.unlink()
     elif link.exists():
-        raise DataError(
-            f"{link} is in the way of a link to {target}. Move it away and run the command again."
-        )
+        return False
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target, target_is_directory=True)
+    return True
