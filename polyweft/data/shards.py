@@ -72,7 +72,7 @@ class Dataset:
     shards
         File names per split, in order.
     modalities
-        Samples that have an image, an audio clip, captions.
+        Samples that have an `image`, an `audio` clip, `text` (a caption at least).
     languages
         The captions' languages, sorted.
     """
@@ -169,7 +169,7 @@ def read_shard(path: Path) -> Iterator[Sample]:
                 yield _decode(parts)
     except FileNotFoundError as error:
         raise DataError(f"shard {path} is missing. Remove its folder and run `dvc repro prepare`.") from error
-    except (EOFError, tarfile.HeaderError, KeyError, ValueError) as error:
+    except (EOFError, tarfile.HeaderError, KeyError, TypeError, ValueError) as error:
         after = f"the last good sample is {last!r}" if last is not None else "no sample in it is good"
         raise DataError(
             f"shard {path} is damaged or ends early ({error}); {after}. "
