@@ -59,7 +59,8 @@ def parse_section(cls: type[S], name: str, content: Any, *, where: str) -> S:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML 1.2 mapping as plain Python objects, as DVC does."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

@@ -36,7 +36,8 @@ class ResidualBlock(nn.Module):
         hidden = self.activation(self.norm1(x_BCHW))
         out = self.conv1(hidden)
         out = self.conv2(self.activation(self.norm2(out)))
-        return self.shortcut(x_BCHW) + out  # type: ignore[no-any-return]
+        summed: Tensor = self.shortcut(x_BCHW) + out
+        return summed
 
 
 class ImageCnn(nn.Module):

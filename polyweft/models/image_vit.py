@@ -55,4 +55,5 @@ class ImageVit(nn.Module):
         x_BLD = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
         token_B1D = self.class_token.expand(x_BLD.shape[0], -1, -1).to(x_BLD.dtype)
         x_BLD = self.transformer(torch.cat([token_B1D, x_BLD], dim=1) + self.positions)
-        return x_BLD[:, 0] if self.pool == "class_token" else x_BLD[:, 1:].mean(dim=1)
+        out: Tensor = x_BLD[:, 0] if self.pool == "class_token" else x_BLD[:, 1:].mean(dim=1)
+        return out

@@ -40,9 +40,9 @@ class Predictor(Protocol):
         """Normalised pixels to unit-length embeddings (B, D) and features (B, F)."""
 
     def texts(self, input_ids_BT: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Token ids, padded with the tokenizer's pad id, to unit-length embeddings (B, D) and features (B, F)."""
+        """Token ids, padded after the end token, to unit-length embeddings (B, D) and features (B, F)."""
 
     def classify(
         self, image_features_BF: FloatArray, text_features_BF: FloatArray, present_B2: FloatArray
     ) -> FloatArray:
-        """Features to class probabilities (B, C). `present` is 1 where image (column 0) or text (1) is there."""
+        """Features to class probabilities (B, C); `present` is 1 where image (column 0), text (1) is there."""

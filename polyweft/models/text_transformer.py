@@ -52,4 +52,5 @@ class TextTransformer(nn.Module):
         x_BTD = self.dropout(self.tokens(ids_BT) + self.positions(places_T)[None])
         x_BTD = self.transformer(x_BTD, mask_B11T)
         at_B1D = end_B[:, None, None].expand(-1, 1, x_BTD.shape[2])
-        return x_BTD.gather(1, at_B1D).squeeze(1)
+        out: Tensor = x_BTD.gather(1, at_B1D).squeeze(1)
+        return out

@@ -26,11 +26,11 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         """Attend within each row; `mask` is True at the positions that may be looked at."""
         batch, length, width = x_BLD.shape
-        heads = (
+        q_BHLK, k_BHLK, v_BHLK = (
             part(x_BLD).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        mixed_BHLK = functional.scaled_dot_product_attention(*heads, attn_mask=mask_B11L)
+        mixed_BHLK = functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=mask_B11L)
         out: Tensor = self.out(mixed_BHLK.transpose(1, 2).reshape(batch, length, width))
         return out
 
@@ -49,7 +49,8 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         x_BLD = x_BLD + self.attention(self.norm1(x_BLD), mask_B11L)
-        return x_BLD + self.feed_forward(self.norm2(x_BLD))
+        out: Tensor = x_BLD + self.feed_forward(self.norm2(x_BLD))
+        return out
 
 
 class Transformer(nn.Module):
