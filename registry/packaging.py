@@ -1,0 +1,215 @@
+"""An export as an MLflow model: a pyfunc from code with signature, input example and pinned requirements."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyweft.errors import ExportError, RegistryError
+from polyweft.export.bundle import read_spec, verify
+from polyweft.io import inside, read_json
+from registry.versions import (
+    EXPORT_HASH,
+    Version,
+    check_name,
+    connect,
+    experiment_id,
+    get,
+    mlflow_errors,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SOURCES = Path(__file__).parent.parent / "polyweft" / "data"
+_MODEL_CODE = Path(__file__).parent / "pyfunc_model.py"
+# What the registered model needs where it is loaded; MLflow would import everything to find out.
+_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime-gpu", "pandas", "pillow", "soundfile", "tokenizers")
+# The column `description` of MLflow's table of versions holds 5,000 characters.
+_DESCRIPTION_CHARACTERS = 4900
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What stands beside the model in the registry.
+
+    Attributes
+    ----------
+    metrics
+        Logged to the version's run.
+    tags
+        Tags of the version and of its run.
+    card
+        The model card, Markdown.
+    lineage
+        The record that `registry.lineage` builds.
+    """
+
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    card: str
+    lineage: Mapping[str, Any]
+
+
+def check_export(export: Path, export_hash: str) -> None:
+    """Check that a downloaded export is the one of this hash and that its files are whole.
+
+    Raises
+    ------
+    RegistryError
+        The hash is another one, or a file is missing or differs from its SHA-256 in `model.json`.
+    """
+    try:
+        found = verify(export)
+    except ExportError as error:
+        raise RegistryError(
+            f"the registry's copy of export {export_hash[:12]} is damaged: {error} If that copy is the "
+            "registry's own, promote another version or register the export again."
+        ) from error
+    if found != export_hash:
+        raise RegistryError(
+            f"{export} holds export {found}, expected {export_hash}. The registry's files were changed; "
+            "promote another version or register the export again."
+        )
+
+
+def register_export(name: str, export: Path, registration: Registration) -> Version:
+    """Log the export as a model in a run of its own and register it as a new version of `name`.
+
+    The version appears last and with its tags: killed before, nothing of it is seen in the registry and
+    the next call starts again.
+
+    Raises
+    ------
+    RegistryError
+        MLflow cannot be reached or refuses.
+    ExportError
+        A file of the export is missing or differs from its `model.json`.
+    """
+    client, spec, export_hash = connect(), read_spec(export), verify(export)
+    tags = {EXPORT_HASH: export_hash, **registration.tags}
+    with mlflow_errors(f"register {check_name(name)}"):
+        run_id = _create_run(client, name, tags)
+        try:
+            model = _log_model(export, spec, run_id, registration)
+            log_lineage(client, run_id, registration.lineage)
+            for key, value in sorted(registration.metrics.items()):
+                client.log_metric(run_id, key, value)
+            _ensure_name(client, name)
+            made = client.create_model_version(
+                name,
+                source=model.model_uri,
+                run_id=run_id,
+                tags=tags,
+                description=_short(registration.card),
+                model_id=model.model_id,
+            )
+        except BaseException:
+            client.set_terminated(run_id, status="FAILED")
+            raise
+        client.set_terminated(run_id)
+    return get(name, int(made.version))
+
+
+def log_lineage(client: MlflowClient, run_id: str, lineage: Mapping[str, Any]) -> None:
+    """Put a lineage record on a version's run; one that is there is replaced."""
+    client.log_dict(run_id, dict(lineage), "lineage.json")
+
+
+def _create_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str:
+    run = client.create_run(
+        experiment_id(client),
+        run_name=f"registration of {name}",
+        tags={"polyweft.kind": "registration", **{f"polyweft.{key}": value for key, value in tags.items()}},
+    )
+    return str(run.info.run_id)
+
+
+def _ensure_name(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _log_model(export: Path, spec: Mapping[str, Any], run_id: str, registration: Registration) -> Any:
+    import mlflow
+    import mlflow.pyfunc
+
+    with tempfile.TemporaryDirectory(prefix="polyweft-card-") as folder, _no_run_of_environment():
+        card = Path(folder) / "model_card.md"
+        card.write_text(registration.card, encoding="utf-8")
+        # The run is given by its id: MLFLOW_RUN_ID in the environment would otherwise win.
+        with mlflow.start_run(run_id=run_id, nested=True):
+            mlflow.log_artifact(str(card))
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(_MODEL_CODE),
+                artifacts={
+                    "export": str(export.absolute()),
+                    "decode": str(_SOURCES / "decode.py"),
+                    "text": str(_SOURCES / "text.py"),
+                    "model_card": str(card),
+                },
+                signature=model_signature(bool(spec["classes"])),
+                input_example=input_example(export),
+                pip_requirements=[f"{package}=={installed_version(package)}" for package in _REQUIREMENTS],
+                metadata={EXPORT_HASH: spec["export_hash"], "classes": len(spec["classes"])},
+            )
+
+
+@contextmanager
+def _no_run_of_environment() -> Iterator[None]:
+    kept = os.environ.pop("MLFLOW_RUN_ID", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["MLFLOW_RUN_ID"] = kept
+
+
+def model_signature(has_classes: bool) -> Any:
+    """Give the MLflow signature: optional `image` (bytes) and `text` in, lists of floats out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    outputs = ["image_embedding", "text_embedding", *(["probabilities"] if has_classes else [])]
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.binary, "image", required=False),
+                ColSpec(DataType.string, "text", required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec(Array(DataType.float), column, required=False) for column in outputs]),
+    )
+
+
+def input_example(export: Path) -> Any:
+    """Give one row as an example: the first golden query that has image and text, else text alone."""
+    import pandas as pd
+
+    golden = export / "golden" / "golden.json"
+    for query in read_json(golden) if golden.is_file() else []:
+        if query.get("image") and query.get("text"):
+            image = inside(golden.parent, query["image"]).read_bytes()
+            return pd.DataFrame({"image": [image], "text": [query["text"]]})
+    return pd.DataFrame({"text": ["a red circle"]})
+
+
+def _short(card: str) -> str:
+    if len(card) <= _DESCRIPTION_CHARACTERS:
+        return card
+    return (
+        card[:_DESCRIPTION_CHARACTERS].rsplit("\n", 1)[0] + "\n\n(Shortened: see model_card.md in the run.)"
+    )
