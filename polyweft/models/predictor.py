@@ -45,4 +45,4 @@ class Predictor(Protocol):
     def classify(
         self, image_features_BF: FloatArray, text_features_BF: FloatArray, present_B2: FloatArray
     ) -> FloatArray:
-        """Features to class probabilities (B, C); `present` is 1 where image (column 0), text (1) is there."""
+        """Features to class probabilities (B, C); `present`: 1 where image (column 0), text (1) is there."""
