@@ -212,7 +212,7 @@ def _carve(
     held = {part for part, split in zip(everywhere, splits, strict=True) if split != "train"}
     apart = [number for number in numbers if everywhere[number] not in held]
     quota = sum(fractions.values()) * len(numbers)
-    if len(apart) >= 2 * quota:
+    if apart and len(apart) >= 2 * quota:
         share = {name: part * len(numbers) / len(apart) for name, part in fractions.items()}
         numbers, fractions = apart, share
     chosen = [rows[number] for number in numbers]

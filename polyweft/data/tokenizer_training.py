@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polyweft.data.text import HASH_RESERVED, SPEC_FILE, VOCABULARY_FILE
+from polyweft.data.text import HASH_RESERVED, SPEC_FILE, VOCABULARY_FILE, TextTokenizer, TokenizerError
 from polyweft.errors import DataError
 from polyweft.io import write_json, write_text
 
@@ -90,8 +90,9 @@ def write_tokenizer(
 def train_bpe(captions: Sequence[str], *, vocabulary_size: int, lowercase: bool) -> Any:
     """Train a byte-level BPE (Sennrich et al. 2016, as in GPT-2); return a `tokenizers.Tokenizer`.
 
-    The same captions in any order give the same vocabulary, in every process. Runs of Han characters are
-    split from what stands beside them, so that a word is the same token in a mixed caption.
+    The same captions in any order give the same vocabulary, in every process. Han characters are words of
+    their own, as in BERT's Chinese vocabulary: nothing parts a run of them, and a small data set would
+    otherwise make tokens of whole phrases, each seen too seldom to learn.
 
     Raises
     ------
@@ -126,7 +127,7 @@ def _train(captions: list[str], vocabulary_size: int, lowercase: bool) -> Any:
         vocabulary.normalizer = normalizers.Lowercase()
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{Han}+"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True),
         ]
     )
@@ -202,3 +203,11 @@ def _choose(kind: TokenizerKind, clip_vocabulary: Path | None) -> tuple[str, str
         "bpe",
         "auto: prepare.clip_vocabulary holds no CLIP vocabulary, so a BPE was trained on the captions",
     )
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """`TextTokenizer.load` for stages: what is wrong with the files is a `DataError`."""
+    try:
+        return TextTokenizer.load(folder)
+    except TokenizerError as error:
+        raise DataError(str(error)) from error

@@ -1,0 +1,276 @@
+"""Turn the aligned manifest into what training reads: splits without leaks, a tokenizer, shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from polyweft.config import RuntimeParams, Section
+from polyweft.data.media import MediaStore
+from polyweft.data.records import MEDIA, SPLITS
+from polyweft.data.shards import DATASET_FILE, Sample, write_split
+from polyweft.data.splits import Row, SplitPlan, find_leaks, plan_splits
+from polyweft.data.text import clean
+from polyweft.data.tokenizer_training import (
+    ALPHABET,
+    TokenizerChoice,
+    TokenizerKind,
+    load_tokenizer,
+    write_tokenizer,
+)
+from polyweft.errors import DataError
+from polyweft.io import read_table, write_json, write_table
+from polyweft.report import Report
+from polyweft.workspace import workspace
+from stages.entry import enter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MIN_TRAIN = 2
+DROPPED = ("captions_empty", "captions_repeated", "captions_other_language", "rows_without_content")
+
+Medium = Literal["image", "audio", "video", "graph"]
+
+
+class PrepareParams(Section):
+    """Section `prepare`."""
+
+    tokenizer: TokenizerKind = Field(description="auto: CLIP's vocabulary where clip_vocabulary holds it")
+    vocabulary_size: int = Field(ge=ALPHABET, le=1_000_000, description="at most; CLIP's is fixed")
+    max_tokens: int = Field(ge=4, le=77, description="start and end included")
+    lowercase: bool
+    clip_vocabulary: str | None = Field(description="folder with CLIP's vocab.json and merges.txt")
+    test_fraction: float = Field(gt=0, lt=1, description="where the source has no test split")
+    validation_fraction: float = Field(gt=0, lt=1, description="where the source has no validation split")
+    link_media: list[Medium] = Field(description="equal media of these kinds bind rows and make leaks")
+    link_checks: list[Literal["exact_duplicates", "near_duplicates"]] = Field(
+        description="pairs that these checks of `align` found bind rows and make leaks"
+    )
+    leaks: Literal["mark", "drop"] = Field(description="rows of validation and test that stand in train")
+    languages: list[str] | None = Field(description="keep captions of these and of unknown language")
+    shard_samples: int = Field(ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> PrepareParams:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction + validation_fraction must be below 1, so that train has rows")
+        return self
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that hold something, their cleaned captions, and what was dropped on the way, by reason."""
+
+    table: pa.Table
+    rows: list[dict[str, Any]]
+    captions: list[list[dict[str, str | None]]]
+    dropped: Counter[str]
+
+
+def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligned: Path, out: Path) -> Report:
+    """Split, clean, tokenize and shard what `align` let through."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = _clean_rows(read_table(aligned / "manifest.parquet"), params.languages)
+    classes = _classes(data.rows)
+    split_rows = [_split_row(row, params.link_media) for row in data.rows]
+    plan = plan_splits(
+        split_rows,
+        _duplicates(aligned / "findings.parquet", params.link_checks),
+        test_fraction=params.test_fraction,
+        validation_fraction=params.validation_fraction,
+        seed=runtime.seed,
+    )
+    order = _order(plan, params.leaks, runtime.seed)
+    tokenizer = write_tokenizer(
+        out,
+        [str(caption["text"]) for n in order["train"] for caption in data.captions[n]],
+        kind=params.tokenizer,
+        vocabulary_size=params.vocabulary_size,
+        max_tokens=params.max_tokens,
+        lowercase=params.lowercase,
+        clip_vocabulary=None if params.clip_vocabulary is None else workspace() / params.clip_vocabulary,
+    )
+    store, shards = MediaStore(ingested), {}
+    for split in SPLITS:
+        samples = _samples(data, plan, classes, order[split], store)
+        shards[split] = write_split(out, split, samples, shard_samples=params.shard_samples)
+    write_table(out / "manifest.parquet", _manifest(data.table, plan, order))
+    dataset = _dataset(data, classes, order, shards)
+    write_json(out / DATASET_FILE, dataset)
+    facts = {"classes": len(classes), "languages": dataset["languages"]}
+    facts |= _split_facts(data, split_rows, plan, order, params.leaks)
+    return Report(facts | _text_facts(out, data, tokenizer, order))
+
+
+def _clean_rows(table: pa.Table, languages: list[str] | None) -> _Rows:
+    dropped: Counter[str] = Counter()
+    rows, captions, kept = [], [], []
+    for number, row in enumerate(table.to_pylist()):
+        texts = _clean_captions(row["captions"], languages, dropped)
+        if texts or any(row[name] is not None for name in MEDIA):
+            rows.append(row)
+            captions.append(texts)
+            kept.append(number)
+        else:
+            dropped["rows_without_content"] += 1
+    if not any(captions):
+        raise DataError(
+            f"none of the {table.num_rows} rows has a caption after cleaning and keeping the languages "
+            f"{languages or 'all'}. Name the source's text column in `ingest`, or widen prepare.languages."
+        )
+    return _Rows(table.take(kept), rows, captions, dropped)
+
+
+def _clean_captions(
+    captions: list[dict[str, str | None]], languages: list[str] | None, dropped: Counter[str]
+) -> list[dict[str, str | None]]:
+    kept: dict[str, dict[str, str | None]] = {}
+    for caption in captions:
+        text, language = clean(caption["text"] or ""), caption["language"]
+        if not text:
+            dropped["captions_empty"] += 1
+        elif languages is not None and language is not None and language not in languages:
+            dropped["captions_other_language"] += 1
+        elif text in kept:
+            dropped["captions_repeated"] += 1
+        else:
+            kept[text] = {"text": text, "language": language}
+    return list(kept.values())
+
+
+def _classes(rows: list[dict[str, Any]]) -> list[str]:
+    classes = sorted({row["label"] for row in rows} - {None})
+    if len(classes) == 1:
+        raise DataError(
+            f"every labelled row has the one label {classes[0]!r}; a classifier needs two classes at least. "
+            "Name another label column in `ingest`, or none at all to train on image-text pairs alone."
+        )
+    return classes
+
+
+def _split_row(row: dict[str, Any], media: list[Medium]) -> Row:
+    keys = tuple(row[name] for name in media if row[name] is not None)
+    return Row(row["id"], row["group"], keys, row["label"], row["split"] or None)
+
+
+def _duplicates(findings: Path, checks: Sequence[str]) -> list[tuple[str, str]]:
+    if not checks:
+        return []
+    found = read_table(findings).select(["id", "other_id", "check"]).to_pylist()
+    return [(f["id"], f["other_id"]) for f in found if f["check"] in checks and f["other_id"] is not None]
+
+
+def _order(plan: SplitPlan, leaks: str, seed: int) -> dict[str, list[int]]:
+    """Row numbers by split, as they are written: train in a seeded shuffle, the others as they came."""
+    order: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for number, (split, leak) in enumerate(zip(plan.splits, plan.leaks, strict=True)):
+        if not leak or leaks == "mark":
+            order[split].append(number)
+    for split in SPLITS:
+        if not order[split]:
+            raise DataError(
+                f"the split {split!r} has no rows once its leaks are dropped: all of its content stands in "
+                "train. Set prepare.leaks to mark, or leave the split column out."
+            )
+    if len(order["train"]) < MIN_TRAIN:
+        raise DataError(
+            f"the split 'train' has {len(order['train'])} rows; learning compares {MIN_TRAIN} at least. "
+            "Give more rows."
+        )
+    order["train"] = np.random.default_rng(seed).permutation(order["train"]).tolist()
+    return order
+
+
+def _samples(
+    data: _Rows, plan: SplitPlan, classes: list[str], numbers: list[int], store: MediaStore
+) -> Iterator[Sample]:
+    index = {name: place for place, name in enumerate(classes)}
+    for number in numbers:
+        row = data.rows[number]
+        image, audio = row["image"], row["audio"]
+        yield Sample(
+            id=row["id"],
+            captions=data.captions[number],
+            label=row["label"],
+            class_index=index.get(row["label"], -1),
+            target=row["target"],
+            group=row["group"],
+            leak=plan.leaks[number],
+            image=None if image is None else store.read(image),
+            audio=None if audio is None else store.read(audio),
+            image_extension="png" if image is None else image.rpartition(".")[2],
+            audio_extension="wav" if audio is None else audio.rpartition(".")[2],
+        )
+
+
+def _manifest(table: pa.Table, plan: SplitPlan, order: dict[str, list[int]]) -> pa.Table:
+    import pyarrow as pa
+
+    place = table.schema.get_field_index("split")
+    table = table.set_column(place, table.schema.field(place), pa.array(plan.splits, pa.string()))
+    return table.take(sorted(number for numbers in order.values() for number in numbers))
+
+
+def _dataset(
+    data: _Rows, classes: list[str], order: dict[str, list[int]], shards: dict[str, list[str]]
+) -> dict[str, Any]:
+    used = [number for numbers in order.values() for number in numbers]
+    languages = {caption["language"] for n in used for caption in data.captions[n]}
+    return {
+        "classes": classes,
+        "splits": {split: len(numbers) for split, numbers in order.items()},
+        "shards": shards,
+        "modalities": {
+            "image": sum(data.rows[n]["image"] is not None for n in used),
+            "audio": sum(data.rows[n]["audio"] is not None for n in used),
+            "text": sum(bool(data.captions[n]) for n in used),
+        },
+        "languages": sorted(language for language in languages if language),
+    }
+
+
+def _split_facts(
+    data: _Rows, rows: list[Row], plan: SplitPlan, order: dict[str, list[int]], leaks: str
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"leaks_handled": leaks, "groups_across_splits": plan.groups_across}
+    train_labels = {data.rows[n]["label"] for n in order["train"]}
+    facts["classes_absent_from_train"] = len({row["label"] for row in data.rows} - train_labels - {None})
+    for split in SPLITS:
+        facts[f"samples_{split}"] = len(order[split])
+        facts[f"split_{split}"] = plan.origin[split]
+    for split in SPLITS[1:]:
+        held = [leak for leak, name in zip(plan.leaks, plan.splits, strict=True) if name == split]
+        facts[f"leaks_{split}"] = sum(held)
+    for medium in MEDIA:
+        alone = [Row(row["id"], content=(row[medium],) if row[medium] else ()) for row in data.rows]
+        facts[f"leaks_by_{medium}"] = sum(find_leaks(alone, plan.splits, ()))
+    return facts
+
+
+def _text_facts(
+    out: Path, data: _Rows, choice: TokenizerChoice, order: dict[str, list[int]]
+) -> dict[str, Any]:
+    tokenizer = load_tokenizer(out)
+    texts = [str(c["text"]) for numbers in order.values() for n in numbers for c in data.captions[n]]
+    lengths = np.array([len(ids) + 2 for ids in tokenizer.tokens(texts)])
+    return {
+        "captions": len(texts),
+        **{name: data.dropped[name] for name in DROPPED},
+        "tokenizer": choice.kind,
+        "tokenizer_reason": choice.reason,
+        "vocabulary_size": choice.vocabulary_size,
+        "tokens_mean": round(float(lengths.mean()), 4),
+        "tokens_p95": float(np.percentile(lengths, 95)),
+        "captions_truncated": int((lengths > tokenizer.max_tokens).sum()),
+    }
+
+
+if __name__ == "__main__":
+    enter(run)
