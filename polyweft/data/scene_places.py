@@ -105,7 +105,8 @@ def _blotches(size: int, cells: int, rng: np.random.Generator, amplitude: float)
     part = (at - whole)[:, None]
     tall = grid[whole] * (1 - part) + grid[whole + 1] * part
     wide = tall[:, whole] * (1 - part.T) + tall[:, whole + 1] * part.T
-    return wide.astype(np.float32)
+    blotches: Field = wide.astype(np.float32)
+    return blotches
 
 
 def _dots(canvas: Field, count: int, colours: list[Rgb], rng: np.random.Generator, top: int = 0) -> None:
