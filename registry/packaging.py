@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,6 +20,7 @@ from registry.versions import (
     experiment_id,
     get,
     mlflow_errors,
+    module_address,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def register_export(name: str, export: Path, registration: Registration) -> Vers
     """
     client, spec, export_hash = connect(), read_spec(export), verify(export)
     tags = {EXPORT_HASH: export_hash, **registration.tags}
-    with mlflow_errors(f"register {check_name(name)}"):
+    with module_address(), mlflow_errors(f"register {check_name(name)}"):
         run_id = _create_run(client, name, tags)
         try:
             model = _log_model(export, spec, run_id, registration)
@@ -145,7 +144,7 @@ def _log_model(export: Path, spec: Mapping[str, Any], run_id: str, registration:
     import mlflow
     import mlflow.pyfunc
 
-    with tempfile.TemporaryDirectory(prefix="polyweft-card-") as folder, _no_run_of_environment():
+    with tempfile.TemporaryDirectory(prefix="polyweft-card-") as folder:
         card = Path(folder) / "model_card.md"
         card.write_text(registration.card, encoding="utf-8")
         # The run is given by its id: MLFLOW_RUN_ID in the environment would otherwise win.
@@ -165,16 +164,6 @@ def _log_model(export: Path, spec: Mapping[str, Any], run_id: str, registration:
                 pip_requirements=[f"{package}=={installed_version(package)}" for package in _REQUIREMENTS],
                 metadata={EXPORT_HASH: spec["export_hash"], "classes": len(spec["classes"])},
             )
-
-
-@contextmanager
-def _no_run_of_environment() -> Iterator[None]:
-    kept = os.environ.pop("MLFLOW_RUN_ID", None)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            os.environ["MLFLOW_RUN_ID"] = kept
 
 
 def model_signature(has_classes: bool) -> Any:

@@ -44,8 +44,8 @@ class ExportedModel(PythonModel):
             if (folder / f"{name}.onnx").is_file()
         }
 
-    # MLflow reads type hints here as a schema; the signature is given at registration instead.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # MLflow reads type hints here as a schema; this one it passes over, for the signature is registered.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Embed and classify the rows of `model_input`; see the module for the columns."""
         rows = len(model_input)
         images = _column(model_input, "image")

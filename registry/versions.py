@@ -66,7 +66,7 @@ class Version:
         """
         from registry.packaging import check_export
 
-        with mlflow_errors(f"download {self.name} version {self.version}"):
+        with module_address(), mlflow_errors(f"download {self.name} version {self.version}"):
             import mlflow.artifacts
 
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,6 @@ def _client(uri: str) -> MlflowClient:
 
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_registered_models(max_results=1)
     return client
@@ -164,6 +162,24 @@ def mlflow_errors(action: str) -> Iterator[None]:
             f"could not {action} at {tracking_uri()}: {reason}. Check that MLflow is up and the name "
             "and version exist (`python -m registry list`), then run the same command again."
         ) from error
+
+
+@contextlib.contextmanager
+def module_address() -> Iterator[None]:
+    """Give MLflow's module-level functions our address; the environment, which they write it to, is kept."""
+    import mlflow
+
+    names = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    uri = kept.get("MLFLOW_TRACKING_URI") or tracking_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(kept)
 
 
 def experiment_id(client: MlflowClient) -> str:

@@ -1,13 +1,16 @@
-"""A tiny export that really classifies colours: for tests of the registry, the gate and the register stage."""
+"""A tiny export that really classifies colours, and an empty MLflow: for tests of registry and gate."""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -15,6 +18,8 @@ from polyweft.data.decode import ImageSpec
 from polyweft.data.shards import Sample, write_split
 from polyweft.export.bundle import write_spec
 from polyweft.io import write_json
+from registry.lineage import record_hash
+from registry.packaging import Registration
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 SIZE = 4
@@ -186,3 +191,31 @@ def _save(path: Path, nodes: list, inputs: list, outputs: list, constants: list)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """A database that MLflow has set up: its migrations take seconds, so they run once a process."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mlflow.db"
+        MlflowClient(f"sqlite:///{file}").search_registered_models()
+        return file.read_bytes()
+
+
+def make_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `folder` the workspace, with an empty MLflow store, and go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mlflow.db").write_bytes(_empty_database())
+    monkeypatch.setenv("POLYWEFT_WORKSPACE", str(folder))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_EXP_NAME", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def registration(card: str = "# Card\n", **metrics: float) -> Registration:
+    """What stands beside a fake version."""
+    record = {"export_hash": "", "commit": None, "pipeline": None, "stages": {}, "order": [], "files": {}}
+    return Registration(metrics, {"lineage_md5": record_hash(record)}, card, record)

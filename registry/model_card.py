@@ -1,0 +1,169 @@
+"""The model card: what a registered version is, what it was made from, and what it can be used for.
+
+Markdown, after Mitchell et al., Model Cards for Model Reporting (2019). It is written from facts alone, so
+the same inputs give the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyweft.data.shards import Dataset
+from polyweft.io import read_json
+
+DATA_CHECKS = ("ingest", "validate", "align", "prepare")
+
+_SHOWN_CLASSES = 20
+
+
+def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the reports of the stages that check data; a stage without a report is left out."""
+    return {
+        stage: read_json(folder / f"{stage}.json")
+        for stage in DATA_CHECKS
+        if (folder / f"{stage}.json").is_file()
+    }
+
+
+def write_card(
+    *,
+    name: str,
+    description: str,
+    spec: Mapping[str, Any],
+    dataset: Dataset,
+    metrics: Mapping[str, float],
+    bars: Mapping[str, Mapping[str, Any]],
+    record: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Give the card of one version.
+
+    Parameters
+    ----------
+    spec
+        The export's `model.json`.
+    metrics
+        On the test split, by the exported model; `<metric>_low` and `_high` are its 95% interval.
+    bars
+        From `registry.gate.minimum_bars`.
+    record
+        From `registry.lineage.build_record`.
+    reports
+        From `read_reports`.
+    """
+    sections = [
+        f"# {name}\n\n{description.strip()}",
+        _model(spec),
+        _metrics(metrics, bars),
+        _use(spec, dataset),
+        _data(dataset),
+        _checks(reports),
+        _parameters(record),
+        _lineage(spec, record),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    image, text = spec["image"], spec["text"]
+    rows = [
+        (
+            "kind",
+            "image and text encoders into one space" + (", and a class head" if spec["classes"] else ""),
+        ),
+        ("embedding", f"{spec['embedding_size']} numbers of unit length"),
+        ("image", f"{image['size']} x {image['size']}, {image['resize']}"),
+        ("text", f"{text['kind']} tokens, {text['max_tokens']} at most, {text['vocabulary_size']} ids"),
+    ]
+    if spec["classes"]:
+        shown = ", ".join(spec["classes"][:_SHOWN_CLASSES])
+        more = (
+            f" and {len(spec['classes']) - _SHOWN_CLASSES} more"
+            if len(spec["classes"]) > _SHOWN_CLASSES
+            else ""
+        )
+        rows += [("class head sees", spec["sees"]), (f"{len(spec['classes'])} classes", shown + more)]
+    return "## Model\n\n" + _table(("", ""), rows)
+
+
+def _metrics(metrics: Mapping[str, float], bars: Mapping[str, Mapping[str, Any]]) -> str:
+    plain = [key for key in sorted(metrics) if not key.endswith(("_low", "_high"))]
+    rows = []
+    for key in plain:
+        low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+        interval = f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
+        bar = bars.get(key)
+        rows.append((key, _number(metrics[key]), interval, _number(bar["bar"]) if bar else ""))
+    title = "## Metrics\n\nOn the test split, by the exported model. Intervals: 95% bootstrap by image.\n\n"
+    return title + _table(("metric", "value", "interval", "minimum"), rows)
+
+
+def _use(spec: Mapping[str, Any], dataset: Dataset) -> str:
+    languages = ", ".join(dataset.languages) or "the training captions' languages"
+    limits = [
+        f"Use: finding images by text and text by images in {languages}"
+        + (f", and telling {len(spec['classes'])} classes apart." if spec["classes"] else "."),
+        "Limits: the figures hold for data like the test split; other cameras, styles, languages or classes "
+        "were not measured.",
+        "An image or text unlike all of these still gets an embedding and, where there is a head, a class.",
+        "Not meant for decisions about people.",
+    ]
+    if spec["sees"] != "image" and spec["classes"]:
+        limits.append("The class head reads the caption: where text gives the label away, it need not look.")
+    return "## Use and limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _data(dataset: Dataset) -> str:
+    rows = [(f"rows in {split}", str(count)) for split, count in sorted(dataset.counts.items())]
+    rows += [(f"rows with {kind}", str(count)) for kind, count in sorted(dataset.modalities.items())]
+    return "## Data\n\n" + _table(("", ""), rows)
+
+
+def _checks(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for stage, facts in sorted(reports.items()):
+        for key, value in sorted(facts.items()):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                rows.append((stage, key, _number(value)))
+            elif isinstance(value, str | bool):
+                rows.append((stage, key, str(value)[:80]))
+    return "## Checks of the data\n\n" + _table(("stage", "fact", "value"), rows) if rows else ""
+
+
+def _parameters(record: Mapping[str, Any]) -> str:
+    rows = []
+    for stage in record.get("order", []):
+        for file, values in (record["stages"][stage].get("params") or {}).items():
+            rows += [(stage, key, _code(value)) for key, value in sorted(values.items()) if file]
+    return "## Parameters\n\n" + _table(("stage", "key", "value"), rows) if rows else ""
+
+
+def _lineage(spec: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    rows = [("export", spec["export_hash"]), ("commit", record.get("commit") or "none")]
+    for stage in record.get("order", []):
+        outs = record["stages"][stage].get("outs", [])
+        rows += [(out["path"], out.get("md5", "none")) for out in outs]
+    return "## Lineage\n\n" + _table(("what", "hash"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value, sort_keys=True, ensure_ascii=False)}`"
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4f}" if math.isfinite(value) else "not a number"
