@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that are read. Those that start programs or run scripts (EPS) are left out on purpose."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that are read (MPO with JPEG). Those that start programs (EPS) are left out on purpose."""
 
 RESIZE = ("squash", "crop", "pad")
 

@@ -113,7 +113,7 @@ def csv_records(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{manifest.name}:{reader.line_num}: {len(cells)} cells where the header has {len(header)}. "
+                    f"{manifest.name}:{reader.line_num}: {len(cells)} cells; the header has {len(header)}. "
                     "Quote cells that hold commas."
                 )
             yield reader.line_num, {key: cell or None for key, cell in zip(header, cells, strict=True)}
