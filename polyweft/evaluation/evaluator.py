@@ -65,7 +65,7 @@ class Evaluation:
         Columns of equal length, a line a row: id, leak, label, predicted, probability,
         image_to_text_rank, text_to_image_rank (of the row's first caption); None where there is none.
     classes, confusion_CC, class_reports
-        Of the classified rows; `classes` is empty where there are none.
+        Of the classified rows: the classes that stand among the actual or the predicted ones.
     recall_curve
         direction, k, recall, low, high.
     examples

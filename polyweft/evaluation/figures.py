@@ -32,7 +32,7 @@ def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
     `lines` has direction, k, recall, low and high, as in `Evaluation.recall_curve`. The places of K are
     evenly spaced.
     """
-    width, height, left, right, top, bottom = 620, 340, 44, 112, 14, 40
+    width, height, left, right, top, bottom = 640, 340, 44, 124, 14, 40
     ks = sorted({line["k"] for line in lines})
     step = (width - left - right) / max(len(ks) - 1, 1)
 
@@ -71,7 +71,8 @@ def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
             for p in points
         ]
         parts.append(
-            f'<text class="label" x="{width - right + 12}" y="{ends[direction] + 4:.1f}">{name}</text>'
+            f'<circle cx="{width - right + 16}" cy="{ends[direction]:.1f}" r="4" fill="{colour}"/>'
+            f'<text class="label" x="{width - right + 25}" y="{ends[direction] + 4:.1f}">{name}</text>'
         )
     return "".join([*parts, "</svg>"])
 

@@ -139,10 +139,10 @@ class SplitMeasures:
         return counts
 
     def confusion(self, rows: Rows) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """The classes that the model knows or the split has, sorted, and their confusion matrix."""
+        """The classes that stand among the actual or predicted ones, sorted, and their confusion matrix."""
         if "actual" not in rows:
             return [], np.zeros((0, 0), dtype=np.int64)
-        names = np.unique(np.concatenate([np.array(self._classes), rows["actual"]]))
+        names = np.unique(np.concatenate([rows["actual"], rows["predicted"]]))
         actual, predicted = (np.searchsorted(names, rows[key]) for key in ("actual", "predicted"))
         return [str(name) for name in names], confusion_matrix(actual, predicted, len(names))
 

@@ -129,8 +129,8 @@ def _thumbnail(data: bytes) -> str:
         size=_THUMBNAIL, resize="pad", mean=[0.0] * 3, std=[1.0] * 3, background=[255] * 3, max_pixels=10**9
     )
     buffer = io.BytesIO()
-    Image.fromarray(decode_image_uint8(data, spec)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(decode_image_uint8(data, spec)).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _confusions(evaluation: Evaluation) -> str:

@@ -59,6 +59,11 @@ def test_the_curve_rises_on_the_page_where_recall_rises() -> None:
         {"direction": "text_to_image", "k": k, "recall": recall, "low": recall / 2, "high": recall}
         for k, recall in ((1, 0.2), (5, 0.5), (10, 0.9))
     ]
-    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', recall_curve(lines))]
+    heights = [
+        float(y)
+        for y in re.findall(
+            r'<circle cx="[\d.]+" cy="([\d.]+)" r="4" fill="[^"]+" class', recall_curve(lines)
+        )
+    ]
     assert heights == sorted(heights, reverse=True)
     assert len(set(heights)) == 3
