@@ -1,0 +1,123 @@
+"""What clients get from the served model: raw bytes in, PyTorch's answers and the model's version out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+
+from polyweft.errors import ServingError
+from polyweft.export.bundle import read_spec
+from registry.client import Client
+from registry.golden import Golden, load_golden
+from registry.repository import Repository
+from registry.rollout import roll_out
+from registry.server import Server
+from tests.serving.tiny import CAPTIONS, picture, write_tiny_export
+
+pytestmark = pytest.mark.slow
+NAME = "tiny-answers"
+
+
+@pytest.fixture(scope="module")
+def export(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_export(tmp_path_factory.mktemp("export") / "one", seed=1, sees="image")
+    done = roll_out(server.url, Repository(server.root, NAME), folder)
+    assert (done.version, done.previous) == (1, None)
+    assert done.largest_difference <= 1e-6
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden(export: Path) -> Golden:
+    return load_golden(export / "golden")
+
+
+@pytest.fixture(params=["grpc", "http"])
+def client(request: pytest.FixtureRequest, server: Server, export: Path) -> Iterator[Client]:
+    url = server.url if request.param == "grpc" else server.http_url
+    with Client(url, NAME, protocol=request.param, batch_size=3) as client:
+        yield client
+
+
+def test_plain_tritonclient_gets_pytorchs_embeddings_and_the_version(
+    server: Server, export: Path, golden: Golden
+) -> None:
+    chinese = CAPTIONS[1].encode("utf-8")
+    for library, url in ((tritonclient.grpc, server.url), (tritonclient.http, server.http_url)):
+        client = library.InferenceServerClient(url)
+        image = library.InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[golden.images[0]]], dtype=object))
+        text = library.InferInput("text", [1, 1], "BYTES")
+        text.set_data_from_numpy(np.array([[chinese]], dtype=object))
+        answer = client.infer("tiny_answers", [image, text])
+        for name, row in (("image_embedding", 0), ("text_embedding", 1)):
+            expected = golden.expected[name][row]
+            assert np.abs(answer.as_numpy(name)[0] - expected).max() <= 1e-4
+        assert answer.as_numpy("model_version")[0, 0].decode() == read_spec(export)["export_hash"]
+        response = answer.get_response()
+        served = response["model_version"] if isinstance(response, dict) else response.model_version
+        assert served == "1"
+        client.close()
+
+
+def test_a_batch_larger_than_a_request_is_answered_in_order(client: Client, golden: Golden) -> None:
+    images, texts = golden.images * 3, golden.texts * 3
+    answer = client.ask(images, texts)
+    for name, expected in golden.expected.items():
+        np.testing.assert_allclose(answer.arrays[name], np.tile(expected, (3, 1)), atol=1e-5)
+
+
+def test_absent_modalities_are_zeros(client: Client) -> None:
+    answer = client.ask([b"", picture(5)], [b"a circle", b""])
+    assert not answer.arrays["image_embedding"][0].any()
+    assert not answer.arrays["text_embedding"][1].any()
+    np.testing.assert_allclose(np.linalg.norm(answer.arrays["text_embedding"][0]), 1.0, atol=1e-5)
+    np.testing.assert_allclose(answer.arrays["probabilities"].sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_each_side_alone_answers_as_both(client: Client, golden: Golden) -> None:
+    both = client.ask([golden.images[0]], [golden.texts[1]])
+    np.testing.assert_allclose(client.embed_images([golden.images[0]])[0], both.arrays["image_embedding"])
+    texts, version = client.embed_texts([golden.texts[1].decode()])
+    np.testing.assert_allclose(texts, both.arrays["text_embedding"])
+    assert version == both.model_version
+
+
+def test_a_head_that_sees_the_image_classifies_from_it_alone(server: Server, golden: Golden) -> None:
+    with tritonclient.grpc.InferenceServerClient(server.url) as client:
+        image = tritonclient.grpc.InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[golden.images[0]]], dtype=object))
+        given = client.infer("tiny_answers_image", [image]).as_numpy("probabilities")
+    np.testing.assert_allclose(given[0], golden.expected["probabilities"][0], atol=1e-5)
+
+
+def test_bad_bytes_are_refused_with_the_reason_and_the_server_goes_on(client: Client) -> None:
+    with pytest.raises(ServingError, match=r"row 0.*cannot be read"):
+        client.embed_images([picture(1)[:200]])
+    with pytest.raises(ServingError, match="not UTF-8"):
+        client.ask([picture(1)], [b"\xff\xfe"])
+    with pytest.raises(ServingError, match="over the limit of 10000"):
+        client.embed_images([_huge_header()])
+    assert client.embed_texts(["x" * 10_000])[0].shape == (1, 4)
+
+
+def test_a_model_that_is_not_served_is_named(server: Server) -> None:
+    with Client(server.url, "nobody") as client, pytest.raises(ServingError, match="nobody_text"):
+        client.embed_texts(["a"])
+
+
+def _huge_header() -> bytes:
+    import struct
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b""))
