@@ -11,7 +11,7 @@ asks for a `Predictor`. Names of metrics are flat and stable; `docs` and the gat
 - `mean_average_precision`, `ndcg_at_10`, `mrr`: the mean of the two directions, which are given as well.
 - `*_low`, `*_high`: 95% bootstrap interval by image; see `polyweft.evaluation.confidence`.
 - `*_without_leaks`: the same over the split without the rows whose content also stands in train, which are
-  then neither queries nor in the gallery. Only where there are such rows.
+  then neither queries nor in the gallery. Only where there are such rows, and others.
 
 Shape suffixes: N rows, C classes.
 """
