@@ -34,6 +34,8 @@ STATISTICS: dict[str, tuple[list[float], list[float]]] = {
 MAX_AUDIO_SAMPLES = 2**28
 """Longest clip that is decoded, in samples over all channels (46 minutes of stereo at 48 kHz)."""
 
+_AUDIO_SIGNATURES = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b"caff", b".snd")
+
 _FAULTS = (
     OSError,
     SyntaxError,
@@ -167,6 +169,7 @@ def probe_audio(data: bytes) -> tuple[int, int, int]:
     import soundfile
 
     with _faults("audio", data):
+        _refuse_unsigned_audio(data)
         _refuse_short_wav(data)
         info = soundfile.info(io.BytesIO(data))
         return int(info.frames), int(info.samplerate), int(info.channels)
@@ -267,6 +270,13 @@ def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
         canvas.paste(image.resize(inner, filter_), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return canvas
     return image if image.size == (size, size) else image.resize((size, size), filter_)
+
+
+def _refuse_unsigned_audio(data: bytes) -> None:
+    """Without this, libsndfile tries any bytes as MP3 and prints its search for a frame on standard error."""
+    frame = len(data) > 1 and data[0] == 0xFF and data[1] >= 0xE0
+    if not frame and not data.startswith(_AUDIO_SIGNATURES):
+        raise MediaDecodeError(f"audio of {len(data)} bytes is of no known format (WAV, FLAC, OGG, MP3)")
 
 
 def _refuse_short_wav(data: bytes) -> None:
