@@ -145,7 +145,7 @@ def _compare(
         difference, low, high = paired_difference(
             candidate.rows, champion.rows, metric, samples=params.bootstrap_samples, seed=seed
         )
-    except DataError as error:
+    except (DataError, KeyError, ValueError, IndexError) as error:
         return "", [f"it cannot be compared with the champion: {error}"], None
     if not all(_finite(number) for number in (difference, low, high)):
         return "", [f"the difference in {metric} to the champion is not a number"], None
@@ -167,7 +167,7 @@ def _compare(
 
 def _below(name: str, bar: Mapping[str, Any]) -> str:
     if bar["value"] is None:
-        return f"{name} is missing or not a number; the bar is {bar['bar']:g}"
+        return f"{name} is missing or not a number (the bar is {bar['bar']:g})"
     return f"{name} is {bar['value']:.4f}, below the bar of {bar['bar']:g}"
 
 
