@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import socket
 import sys
@@ -16,9 +17,10 @@ PORTS = {4200: "Prefect", 5000: "MLflow", 8000: "Triton over HTTP", 8001: "Trito
 
 
 def _python() -> str | None:
-    if sys.version_info[:2] == (3, 11):
+    found = platform.python_version()
+    if found.startswith("3.11."):
         return None
-    return f"Python {sys.version.split()[0]} runs; 3.11 is needed. Install it, or `make PYTHON=/path/to/python3.11`."
+    return f"Python {found} runs; 3.11 is needed. Install it, or `make PYTHON=/path/to/python3.11`."
 
 
 def _venv() -> str | None:

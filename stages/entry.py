@@ -80,7 +80,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 def _execute(run: Run, form: Signature, paths: dict[str, Path], startup: float) -> int:
     from polyweft.processes import watch_ancestor
-    from polyweft.tracking import StageRun
+    from polyweft.stage_run import StageRun, Status
 
     watch_ancestor()
     sections = {p: load_section(cls, form.section_name(p)) for p, cls in form.sections.items()}
@@ -98,7 +98,7 @@ def _execute(run: Run, form: Signature, paths: dict[str, Path], startup: float) 
         report = run(*sections.values(), **paths)
         write_json(Path("data/reports") / f"{form.stage}.json", report.facts)
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         run_record.end(status, outs={}, facts={}, run_facts={"error": str(error)[:5000]})
         raise
     seconds = time.perf_counter() - begin

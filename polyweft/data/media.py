@@ -18,14 +18,13 @@ import pyarrow as pa
 from polyweft.errors import DataError
 from polyweft.io import read_table, write_table
 
-INDEX = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-    ]
-)
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("key", pa.string()),
+    ("shard", pa.int32()),
+    ("offset", pa.int64()),
+    ("size", pa.int64()),
+]
+INDEX = pa.schema(_COLUMNS)
 
 
 class MediaWriter:

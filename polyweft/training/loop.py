@@ -121,7 +121,7 @@ def fit(
             with torch.no_grad():
                 model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
             means = _mean_over_processes(torch.stack([part.detach() for part in losses]), world)
-            temperature = math.exp(-float(model.logit_scale))
+            temperature = math.exp(-float(model.logit_scale.detach()))
             row = [progress.step, epoch, *means, rate, float(norm), temperature]
             progress.curve.append([float(f"{value:.6g}") for value in row])
             progress.step += 1

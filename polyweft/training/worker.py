@@ -25,7 +25,7 @@ from polyweft.errors import PolyweftError
 from polyweft.io import read_json, write_json, write_text
 from polyweft.models.build import ModelParams, build_model, image_spec, save_trained
 from polyweft.processes import die_with_parent
-from polyweft.tracking import StageRun
+from polyweft.stage_run import StageRun
 from polyweft.training.distributed import World, world
 from polyweft.training.loop import CURVE, Log, Result, fit
 from polyweft.training.params import TrainParams
