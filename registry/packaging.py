@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -98,8 +99,7 @@ def register_export(name: str, export: Path, registration: Registration) -> Vers
         try:
             model = _log_model(export, spec, run_id, registration)
             log_lineage(client, run_id, registration.lineage)
-            for key, value in sorted(registration.metrics.items()):
-                client.log_metric(run_id, key, value)
+            _log_metrics(client, run_id, registration.metrics)
             _ensure_name(client, name)
             made = client.create_model_version(
                 name,
@@ -128,6 +128,14 @@ def _create_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str
         tags={"polyweft.kind": "registration", **{f"polyweft.{key}": value for key, value in tags.items()}},
     )
     return str(run.info.run_id)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    # One transaction: SQLite waits for the disk at each.
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in sorted(metrics.items())])
 
 
 def _ensure_name(client: MlflowClient, name: str) -> None:
