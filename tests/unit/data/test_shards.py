@@ -63,7 +63,7 @@ SAMPLES = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(SAMPLES, max_size=7), st.integers(1, 4))
 def test_samples_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, samples: list[Sample], shard_samples: int
@@ -97,7 +97,7 @@ def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     assert [(json.loads(s["json"])["id"], s["png"]) for s in source] == [(s.id, s.image) for s in written]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_shard_cut_anywhere_is_an_error_that_names_it(
     tmp_path_factory: pytest.TempPathFactory, place: float

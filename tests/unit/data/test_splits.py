@@ -25,8 +25,8 @@ def by_id(rows: list[Row], answer: SplitPlan) -> dict[str, str]:
 
 @st.composite
 def linked_rows(draw: st.DrawFn, *, given_split: bool = False) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Up to 120 rows, some sharing groups, pictures and duplicate findings, most of them alone."""
-    count = draw(st.integers(12, 120))
+    """Up to 50 rows, some sharing groups, pictures and duplicate findings, most of them alone."""
+    count = draw(st.integers(12, 50))
     small = st.integers(0, count)
     rows = [
         Row(
@@ -42,7 +42,7 @@ def linked_rows(draw: st.DrawFn, *, given_split: bool = False) -> tuple[list[Row
     return rows, [(f"row-{a}", f"row-{b}") for a, b in pairs]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(linked_rows(), st.integers(0, 5))
 def test_no_component_straddles_and_nothing_we_place_leaks(
     linked: tuple[list[Row], list[tuple[str, str]]], seed: int
@@ -61,7 +61,7 @@ def test_no_component_straddles_and_nothing_we_place_leaks(
     assert answer.groups_across == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(linked_rows(), st.randoms(use_true_random=False))
 def test_the_answer_depends_on_content_and_not_on_order(
     linked: tuple[list[Row], list[tuple[str, str]]], chance: random.Random
@@ -72,7 +72,7 @@ def test_the_answer_depends_on_content_and_not_on_order(
     assert by_id(rows, plan(rows, pairs)) == by_id(shuffled, plan(shuffled, turned))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.integers(1, 5),
     seed=st.integers(0, 1000),
@@ -162,7 +162,7 @@ def test_a_chain_of_near_duplicates_marks_only_the_pair_that_touches_train() -> 
     assert find_leaks(rows, splits, [("a", "b"), ("b", "c")]) == [False, True, False]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(linked_rows(given_split=True))
 def test_carving_moves_rows_of_train_alone(linked: tuple[list[Row], list[tuple[str, str]]]) -> None:
     rows, pairs = linked

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyweft.data.text import HASH_RESERVED, TextTokenizer, TokenizerError, clean
@@ -46,11 +46,13 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return tokenizer(tmp_path_factory.mktemp("tokenizer"), request.param, max_tokens=12)
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_cleaned_text_holds_nothing_invisible_and_single_spaces(text: str) -> None:
     cleaned = clean(text)
@@ -96,6 +98,7 @@ def test_any_text_becomes_start_tokens_end_padding(encoder: TextTokenizer, texts
         assert np.all((row[1:end] >= HASH_RESERVED) & (row[1:end] < encoder.vocabulary_size))
 
 
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(ANY_TEXT, min_size=1, max_size=4))
 def test_a_text_is_encoded_the_same_alone_and_in_a_batch(encoder: TextTokenizer, texts: list[str]) -> None:
     together = encoder.encode(texts, length=encoder.max_tokens)

@@ -214,6 +214,16 @@ def test_long_captions_are_counted(inputs: Inputs) -> None:
     assert facts["tokens_p95"] <= 16
 
 
+def test_findings_bind_rows_only_where_params_say_so(inputs: Inputs) -> None:
+    rows = [row(n, split=("train", "val", "test")[n % 3]) for n in range(30)]
+    facts = inputs.fill(rows, [("row-005", "row-003")]).run(link_checks=["exact_duplicates"])
+    assert facts["leaks_test"] == 0
+    (inputs.aligned / "findings.parquet").unlink()
+    assert inputs.run(link_checks=[])["leaks_test"] == 0
+    with pytest.raises(DataError, match=r"findings\.parquet is missing"):
+        inputs.run()
+
+
 def test_rows_without_labels_have_no_classes(inputs: Inputs) -> None:
     facts = inputs.fill([row(n, label=None) for n in range(30)]).run()
     assert facts["classes"] == 0
@@ -230,6 +240,7 @@ def test_rows_without_labels_have_no_classes(inputs: Inputs) -> None:
         ([row(n, split="test") for n in range(30)], {}, "'train' has no rows"),
         ([row(n, split="tset") for n in range(30)], {}, "'tset'.*expected one of"),
         ([row(n, group="all") for n in range(30)], {}, "'validation' has no rows.*smaller groups"),
+        ([row(n, split=("train", "val", "test")[n]) for n in range(3)], {}, "'train' has 1 rows.*more rows"),
         ([row(n) for n in range(30)], {"tokenizer": "clip"}, "clip_vocabulary names no folder"),
     ],
 )
