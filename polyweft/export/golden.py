@@ -46,22 +46,21 @@ class Golden:
 def choose(samples: Sequence[Sample], count: int) -> list[tuple[Sample, str | None]]:
     """Pick at most `count` rows and a caption of each, the same for the same samples.
 
-    One row without image and one without text where there are such, then rows with both, classes that
-    were not seen yet first. Every other row takes a Chinese caption if it has one.
+    One row without image and one without text where there are such, then rows with both (classes that
+    were not seen yet first), then what is left. Every other row takes a Chinese caption if it has one.
     """
     whole = [sample for sample in samples if sample.image and sample.captions]
-    partial = [
-        next((s for s in samples if s.image is None and s.captions), None),
-        next((s for s in samples if s.image and not s.captions), None),
-    ]
-    lacking = [sample for sample in partial if sample is not None][: count if not whole else count - 1]
+    texts = [sample for sample in samples if sample.image is None and sample.captions]
+    images = [sample for sample in samples if sample.image and not sample.captions]
+    lacking = [*texts[:1], *images[:1]][: count - 1 if whole else count]
     seen: set[int] = set()
     fresh: list[Sample] = []
     rest: list[Sample] = []
     for sample in whole:
         (rest if sample.class_index in seen else fresh).append(sample)
         seen.add(sample.class_index)
-    picked = [*(fresh + rest)[: count - len(lacking)], *lacking]
+    more = [*fresh, *rest, *texts[1:], *images[1:]]
+    picked = [*more[: count - len(lacking)], *lacking]
     return [(sample, _caption(sample, chinese=number % 2 == 1)) for number, sample in enumerate(picked)]
 
 

@@ -87,6 +87,11 @@ class OnnxPredictor:
         if check_hash:
             verify(folder)
         spec = read_spec(folder)
+        if graph_file("image", variant) not in spec["files"]:
+            raise ExportError(
+                f"the export in {folder} has no {variant} variant. Set `export.{variant}` to true and run "
+                "`dvc repro`, or ask for fp32."
+            )
         names = ["image", "text", *(["classifier"] if spec["classes"] else [])]
         return cls(
             spec,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from polyweft.config import RuntimeParams
 from polyweft.data.shards import DATASET_FILE, Sample, write_split
 from polyweft.export.acceptance import ExportParams
 from polyweft.io import write_json
+from polyweft.report import Report
 
 CLASSES = ["circle", "square", "star"]
 TEXT = {
@@ -23,6 +28,7 @@ TEXT = {
     "vocabulary_size": 64,
     "lowercase": True,
 }
+RUNTIME = RuntimeParams(seed=7, threads=1)
 PARAMS = ExportParams(
     opset=18,
     batch_sizes=[1, 2, 3],
@@ -123,3 +129,30 @@ def write_prepared(folder: Path, rows: list[Sample] | None = None) -> Path:
     }
     write_json(folder / DATASET_FILE, content)
     return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """The folders that the stage `export` read and left, and its report."""
+
+    prepared: Path
+    trained: Path
+    exported: Path
+    report: Report
+
+
+@functools.cache
+def made() -> Made:
+    """One export of a ViT whose head sees both, made once a test run: PyTorch's exporter takes seconds."""
+    from stages.export import run
+
+    root = Path(_keep().name)
+    prepared, trained = write_prepared(root / "prepared"), write_trained(root / "trained")
+    report = run(PARAMS, RUNTIME, prepared=prepared, trained=trained, out=root / "export")
+    return Made(prepared, trained, root / "export", report)
+
+
+@functools.cache
+def _keep() -> tempfile.TemporaryDirectory[str]:
+    # Held by the cache until the interpreter ends, which then removes the folder.
+    return tempfile.TemporaryDirectory(prefix="polyweft-tiny-export-")

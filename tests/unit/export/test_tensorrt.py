@@ -1,0 +1,79 @@
+"""TensorRT: the report says what there is; engines are keyed; the build itself is tried where a GPU is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyweft.export.bundle import read_spec
+from polyweft.export.onnx import GRAPHS, OnnxPredictor
+from polyweft.export.tensorrt import (
+    Device,
+    engine_name,
+    example_feed,
+    find_device,
+    profile_shapes,
+    tensorrt_facts,
+)
+
+DEVICE = find_device()
+
+
+@pytest.mark.skipif(not isinstance(DEVICE, str), reason="TensorRT and a GPU are present")
+def test_where_it_cannot_be_built_the_report_says_why_each_time_the_same(
+    exported: Path, tmp_path: Path
+) -> None:
+    facts = tensorrt_facts(exported, tmp_path)
+    assert facts == {"status": "not built", "reason": DEVICE}
+    assert facts == tensorrt_facts(exported, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_of_another_gpu_version_or_graph_have_other_names() -> None:
+    device = Device("NVIDIA H200 SXM/2", "10.3.0")
+    name = engine_name("image", device, "a" * 64)
+    assert name == "image-nvidia-h200-sxm-2-trt10.3.0-aaaaaaaaaaaaaaaa.engine"
+    others = {
+        engine_name("text", device, "a" * 64),
+        engine_name("image", Device("NVIDIA A100", "10.3.0"), "a" * 64),
+        engine_name("image", Device(device.gpu, "10.4.0"), "a" * 64),
+        engine_name("image", device, "b" * 64),
+    }
+    assert len({name, *others}) == 5
+
+
+def test_profiles_name_every_input_of_every_graph_with_growing_shapes(exported: Path) -> None:
+    shapes = profile_shapes(read_spec(exported))
+    assert {graph: tuple(inputs) for graph, inputs in shapes.items()} == {
+        graph: names.inputs for graph, names in GRAPHS.items()
+    }
+    for inputs in shapes.values():
+        for smallest, usual, largest in inputs.values():
+            assert all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
+            assert smallest[0] == 1
+
+
+def test_what_an_engine_is_tried_with_is_what_the_graphs_take(exported: Path) -> None:
+    predictor = OnnxPredictor.load(exported, threads=1)
+    for graph, shapes in profile_shapes(predictor.spec).items():
+        feed = example_feed(graph, shapes, predictor.spec["text"])
+        answers = predictor.run(graph, *feed.values())
+        assert all(len(answer) == 16 and np.isfinite(answer).all() for answer in answers)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(isinstance(DEVICE, str), reason=f"no TensorRT here: {DEVICE}")
+def test_engines_are_built_once_kept_and_answer_as_onnx_runtime_does(exported: Path, tmp_path: Path) -> None:
+    facts = tensorrt_facts(exported, tmp_path)
+    assert facts["status"] == "built", facts
+    engines = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
+    assert set(engines) == set(facts["engines"].values())
+    assert tensorrt_facts(exported, tmp_path) == facts
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()} == engines
+    broken = tmp_path / "engines" / facts["engines"]["image"]
+    shutil.copyfile(exported / "image.onnx", broken)
+    assert tensorrt_facts(exported, tmp_path)["status"] == "not built"
+    assert not broken.exists()
