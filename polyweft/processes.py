@@ -187,18 +187,23 @@ def watch_ancestor(on_loss: Callable[[], None] | None = None) -> threading.Threa
     owner = dvc_ancestor()
     if owner is None:
         return None
-    thread = threading.Thread(target=_watch, args=(owner, on_loss), name="watch-ancestor", daemon=True)
+    stage = os.environ.get("DVC_STAGE", "stage")
+    return watch(owner, f"{stage}: DVC, which started this stage, is gone; stopping. Run it again.", on_loss)
+
+
+def watch(owner: str, message: str, on_loss: Callable[[], None] | None = None) -> threading.Thread:
+    """Watch the process whose `identity` is `owner` in a thread; see `watch_ancestor` for what follows."""
+    thread = threading.Thread(target=_watch, args=(owner, message, on_loss), name="watch", daemon=True)
     thread.start()
     return thread
 
 
-def _watch(owner: str, on_loss: Callable[[], None] | None) -> None:
+def _watch(owner: str, message: str, on_loss: Callable[[], None] | None) -> None:
     while is_alive(owner):
         time.sleep(POLL_SECONDS)
     try:
         with contextlib.suppress(OSError):
-            stage = os.environ.get("DVC_STAGE", "stage")
-            sys.stderr.write(f"{stage}: DVC, which started this stage, is gone; stopping. Run it again.\n")
+            sys.stderr.write(message + "\n")
             sys.stderr.flush()
         if on_loss is not None:
             on_loss()

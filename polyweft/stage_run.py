@@ -201,5 +201,23 @@ def current_run() -> StageRun | None:
     return StageRun.attach(Path(spool)) if spool else None
 
 
+def end_pipeline(key: str, *, wait: float = END_WAIT_SECONDS) -> bool:
+    """Say that the pipeline run `key` is over, and wait until its parent is closed; tell whether it is.
+
+    A flow calls it, since the process that drives its stages goes on after the last one. What is not closed
+    within `wait` seconds is closed by the next command.
+    """
+    path = pipelines_folder() / f"{key}.jsonl"
+    if not path.exists():
+        return True
+    append(path, {"event": "closed", "time": now()})
+    sender, begin = Sender(key), time.monotonic()
+    while path.exists() and time.monotonic() - begin < wait:
+        if sender.state().startswith("down") or not sender.running():
+            break
+        time.sleep(0.1)
+    return not path.exists()
+
+
 def _mode() -> str:
     return os.environ.get(MODE_VARIABLE, "on")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyweft.stage_run import StageRun, current_run
+from polyweft.stage_run import StageRun, current_run, end_pipeline
 from polyweft.workspace import workspace
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "artifact_location",
     "current_run",
+    "end_pipeline",
     "experiment_name",
     "tracking_uri",
 ]

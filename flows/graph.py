@@ -1,0 +1,223 @@
+"""The one module that speaks to DVC: its graph, one stage's reproduction, its lock and its status.
+
+Stages and their order are DVC's; no stage is listed here. What a driver may need beyond `dvc repro` stands
+in `dvc.yaml` under a stage's `meta` (`retries: 1`), which DVC does not interpret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from polyweft.config import read_yaml
+from polyweft.errors import FlowError
+from polyweft.processes import descendants, guarded, kill_all, marked
+from polyweft.spool import PIPELINE_VARIABLE
+
+Outcome = Literal["ran", "cached"]
+
+TERMINATE_SECONDS = 5.0
+"""How long what is cancelled may take to end by itself."""
+
+_CODE = re.compile(r"exited with (-?\d+)")
+_HINTS = re.compile(
+    r"^(To track the changes with git, run:|\tgit add .*|To enable auto staging, run:"
+    r"|\tdvc config core\.autostage.*|Use `dvc push` to send .*|Data and pipelines are up to date\.|)$"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of `dvc.yaml`: its name, what it says of itself, and how often a failure may be tried again."""
+
+    name: str
+    description: str
+    retries: int
+
+
+class StageError(FlowError):
+    """A stage failed. `killed` tells that a signal ended it (or DVC), not the stage's own decision."""
+
+    def __init__(self, stage: str, reason: str, *, killed: bool) -> None:
+        super().__init__(f"stage `{stage}`: {reason}")
+        self.stage = stage
+        self.killed = killed
+
+
+def stages(root: Path = Path()) -> list[Stage]:
+    """List the stages in the order in which `dvc repro` takes them, by DVC's own plan.
+
+    Raises
+    ------
+    FlowError
+        `root` is no DVC repository, or its `dvc.yaml` cannot be read; the message is DVC's.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = get_active_graph(repo.index.graph)
+            plan = plan_repro(graph, collect_stages(repo, ["dvc.yaml"]))
+            return [Stage(s.addressing, s.desc or "", int((s.meta or {}).get("retries", 0))) for s in plan]
+    except (DvcException, OSError) as error:
+        raise FlowError(f"DVC cannot read the graph in {root.absolute()}: {error}") from error
+
+
+def command(*arguments: str) -> list[str]:
+    """Give the command line of DVC with this Python."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give this process's environment with this Python's folder first in PATH, as stages' commands need."""
+    folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([folder, os.environ.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        **(extra or {}),
+    }
+
+
+def reproduce(
+    stage: str, *, on_line: Callable[[str], None], key: str | None = None, root: Path = Path()
+) -> Outcome:
+    """Run `dvc repro --single-item STAGE` in a process group of its own, and wait.
+
+    Parameters
+    ----------
+    on_line
+        Takes each line that DVC and the stage print, DVC's hints left out.
+    key
+        The pipeline run that the stage belongs to; what is left of it after a failure is found by it.
+
+    Returns
+    -------
+    Outcome
+        `ran`, or `cached` where DVC found nothing to do or restored a former result.
+
+    Raises
+    ------
+    StageError
+        The stage failed, or was killed. Whatever else ends this call (a cancellation, Ctrl-C, SIGTERM) ends
+        DVC, the stage and all below it first, sessions of their own included. If this process itself is
+        killed, the kernel kills DVC, and the stage's own watch does the rest.
+    """
+    lines: list[str] = []
+    process = subprocess.Popen(
+        guarded(command("repro", "--single-item", stage)),
+        cwd=root,
+        env=environment({PIPELINE_VARIABLE: key} if key else None),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        for line in _lines(process):
+            if not _HINTS.match(line):
+                lines.append(line)
+                on_line(line)
+        code = process.wait()
+    except BaseException:
+        _end(process, key, patience=TERMINATE_SECONDS)
+        raise
+    if code != 0:
+        _end(process, key, patience=0.0)
+        raise _failure(stage, code, lines)
+    cached = any("skipping" in line and f"'{stage}'" in line for line in lines)
+    return "cached" if cached else "ran"
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Give the process's lines until it ends; a stray child that holds the pipe open delays it by 2 s."""
+    pipe = process.stdout
+    assert pipe is not None
+    arrived: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_pump, args=(pipe, arrived), daemon=True).start()
+    ended: float | None = None
+    while True:
+        try:
+            line = arrived.get(timeout=0.2)
+        except queue.Empty:
+            if process.poll() is not None:
+                ended = ended or time.monotonic()
+                if time.monotonic() - ended > 2.0:
+                    return
+            continue
+        if line is None:
+            return
+        yield line
+
+
+def _pump(pipe: IO[str], arrived: queue.Queue[str | None]) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        for line in pipe:
+            arrived.put(line.rstrip("\n"))
+    arrived.put(None)
+
+
+def _end(process: subprocess.Popen[str], key: str | None, *, patience: float) -> None:
+    import psutil
+
+    tree = descendants(process.pid)
+    if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree.append(psutil.Process(process.pid))
+    if key:
+        tree += [stray for stray in marked(PIPELINE_VARIABLE, key) if stray not in tree]
+    kill_all(tree, patience=patience)
+    if key:
+        kill_all(marked(PIPELINE_VARIABLE, key))
+    process.wait()
+
+
+def _failure(stage: str, code: int, lines: list[str]) -> StageError:
+    if code < 0:
+        return StageError(stage, f"DVC was ended by signal {-code}. Run the flow again.", killed=True)
+    exits = [int(found[1]) for line in lines if (found := _CODE.search(line))]
+    if exits and (exits[-1] < 0 or exits[-1] > 128):
+        signal = -exits[-1] if exits[-1] < 0 else exits[-1] - 128
+        return StageError(stage, f"ended by signal {signal}. Run the flow again.", killed=True)
+    said = [line for line in lines if line.startswith(f"{stage}: ")]
+    errors = [line for line in lines if line.startswith("ERROR: ")]
+    reason = said[-1].removeprefix(f"{stage}: ") if said else (errors or lines or [f"exit code {code}"])[-1]
+    return StageError(stage, reason, killed=False)
+
+
+def lock(root: Path = Path()) -> dict[str, Any]:
+    """Give `dvc.lock`'s stages: what each read and wrote, with its md5; empty before the first run."""
+    path = root / "dvc.lock"
+    return read_yaml(path).get("stages", {}) if path.exists() else {}
+
+
+def changes(root: Path = Path()) -> dict[str, Any]:
+    """Give what `dvc status` finds changed: stage to its list of changes; empty when all is up to date.
+
+    Raises
+    ------
+    FlowError
+        DVC could not tell; the message is DVC's.
+    """
+    done = subprocess.run(
+        command("status", "--json"), cwd=root, env=environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise FlowError(f"dvc status failed: {done.stderr.strip()}")
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
