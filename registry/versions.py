@@ -200,10 +200,11 @@ def experiment_id(client: MlflowClient) -> str:
 
 
 def names() -> list[str]:
-    """Give the names of all registered models, sorted."""
+    """Give the names of all registered models, sorted; those of a form that we do not give are others'."""
     client = connect()
     with mlflow_errors("list the models"):
-        return sorted(model.name for model in _pages(client.search_registered_models))
+        found = [model.name for model in _pages(client.search_registered_models)]
+    return sorted(name for name in found if re.fullmatch(NAME_PATTERN, name))
 
 
 def versions(name: str) -> list[Version]:
