@@ -60,7 +60,7 @@ class Repository:
     def publish(self, export: Path) -> tuple[int, bool]:
         """Write the export as a version, and give its number and whether it is new.
 
-        An export that is published already, its files as they were written, is not written again.
+        An export that is published already is not written again; files of it that are damaged are put right.
 
         Raises
         ------
@@ -72,9 +72,20 @@ class Repository:
         model = check_export(export)
         self._sweep()
         for version, export_hash in self.versions().items():
-            if export_hash == model["export_hash"] and self.damaged(version) is None:
+            if export_hash == model["export_hash"]:
+                if self.damaged(version) is not None:
+                    self._write_version(export, model, version, int(self._entry(version)["generation"]))
                 return version, False
         version, generation = self._next_version(), self._generation(Geometry.of(model))
+        self._write_version(export, model, version, generation)
+        state = self._state()
+        state["versions"][str(version)] = {"export_hash": model["export_hash"], "generation": generation}
+        state["last"] = version
+        self._write_state(state)
+        return version, True
+
+    def _write_version(self, export: Path, model: dict[str, Any], version: int, generation: int) -> None:
+        """Write a version's folders aside and rename them into place, over damaged ones."""
         kinds = Geometry.of(model).components()
         staging = self.root.parent / f".staging-{self.name}-{version}"
         try:
@@ -82,6 +93,8 @@ class Repository:
             for kind in kinds:
                 place = self.root / configs.component_name(self.name, kind, generation) / str(version)
                 place.parent.mkdir(parents=True, exist_ok=True)
+                if place.exists():
+                    place.rename(staging / f"{kind}-damaged")
                 (staging / kind).rename(place)
         except OSError as error:
             self._sweep()
@@ -91,11 +104,6 @@ class Repository:
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        state = self._state()
-        state["versions"][str(version)] = {"export_hash": model["export_hash"], "generation": generation}
-        state["last"] = version
-        self._write_state(state)
-        return version, True
 
     def damaged(self, version: int) -> str | None:
         """Say what is wrong with the version's files on disk; None where all are as published."""

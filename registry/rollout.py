@@ -230,9 +230,11 @@ def _current(repository: Repository) -> int:
 
 
 def _loaded_beside(control: Control, repository: Repository, version: int) -> set[int]:
-    """The current version, where the server has it loaded and its components share `version`'s."""
+    """The current version, where it is loaded and can be again, and its components share `version`'s."""
     current = repository.current
     if current is None or not repository.same_generation(current, version):
+        return set()
+    if repository.damaged(current) is not None:
         return set()
     return {current} if current in control.loaded(repository.components(version)[0]) else set()
 

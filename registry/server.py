@@ -26,7 +26,7 @@ from registry.control import Control, is_triton
 from registry.environment import find_environment, install_backends
 
 LOOPBACK = "127.0.0.1"
-PATIENCE_SECONDS = 10
+DRAIN_SECONDS = 2
 SHM_PREFIX = "polyweft-triton-"
 URL_VARIABLE, REPOSITORY_VARIABLE = "TRITON_URL", "TRITON_REPOSITORY"
 
@@ -57,6 +57,8 @@ class Server:
         Ports that are taken are refused; zeros are chosen.
     start_timeout
         Seconds until it must answer.
+    drain
+        Whole seconds that requests under way and stubs get to end when it is stopped.
 
     Raises
     ------
@@ -65,8 +67,15 @@ class Server:
         quotes the end of its log.
     """
 
-    def __init__(self, root: Path, *, ports: Ports | None = None, start_timeout: float = 60.0) -> None:
-        self.root, self.log = root, root.parent / "tritonserver.log"
+    def __init__(
+        self,
+        root: Path,
+        *,
+        ports: Ports | None = None,
+        start_timeout: float = 60.0,
+        drain: int = DRAIN_SECONDS,
+    ) -> None:
+        self.root, self.log, self._drain = root, root.parent / "tritonserver.log", drain
         began = time.monotonic()
         environment = find_environment()
         self.ports = choose_ports(ports or Ports())
@@ -76,11 +85,11 @@ class Server:
         remove_stale_shared_memory()
         supervisor = [
             *[sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py"))],
-            *[str(os.getpid()), prefix, str(PATIENCE_SECONDS + 5), str(environment.program)],
+            *[str(os.getpid()), prefix, str(drain + 3), str(environment.program)],
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*supervisor, *_arguments(root, backends, self.ports, prefix)],
+                [*supervisor, *_arguments(root, backends, self.ports, prefix, drain)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -120,7 +129,7 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.wait(PATIENCE_SECONDS + 20)
+            self.process.wait(self._drain + 15)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -235,13 +244,15 @@ def remove_stale_shared_memory() -> None:
             left.unlink(missing_ok=True)
 
 
-def _arguments(root: Path, backends: Path, ports: Ports, prefix: str) -> Sequence[str]:
+def _arguments(root: Path, backends: Path, ports: Ports, prefix: str, drain: int) -> Sequence[str]:
     return [
         f"--model-repository={root}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--exit-on-error=false",
-        f"--exit-timeout-secs={PATIENCE_SECONDS}",
+        # Configurations are complete; to complete them Triton would start every stub twice.
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={drain}",
         # A model of which one version is refused must not make the server itself unready.
         "--strict-readiness=false",
         *(f"--{use}-address={LOOPBACK}" for use in ("http", "grpc", "metrics")),

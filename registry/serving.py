@@ -13,6 +13,7 @@ from registry.rollout import check, load_current
 from registry.server import Ports, Server, announced, find_server
 
 CHECK_SECONDS = 30.0
+DRAIN_SECONDS = 10
 
 
 def serve(
@@ -54,7 +55,7 @@ def serve(
             f"no model is current in {repository}. Run `dvc repro` first; its gate may have held."
         )
     stop = until or _on_signals()
-    with Server(repository, ports=Ports(http_port, grpc_port, metrics_port)) as server:
+    with Server(repository, ports=Ports(http_port, grpc_port, metrics_port), drain=DRAIN_SECONDS) as server:
         for model in served:
             load_current(server.url, model)
         with announced(server):

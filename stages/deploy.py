@@ -97,7 +97,7 @@ def _round_up(value: float) -> float:
     """To one significant digit: the last bits of a difference of rounding errors tell nothing."""
     if value <= 0 or not math.isfinite(value):
         return value
-    exact = Decimal(value)
+    exact = Decimal(repr(value))
     return float(exact.quantize(Decimal(1).scaleb(exact.adjusted()), rounding=ROUND_CEILING))
 
 
