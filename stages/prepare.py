@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,8 +50,8 @@ class PrepareParams(Section):
     test_fraction: float = Field(gt=0, lt=1, description="where the source has no test split")
     validation_fraction: float = Field(gt=0, lt=1, description="where the source has no validation split")
     link_media: list[Medium] = Field(description="equal media of these kinds bind rows and make leaks")
-    link_checks: list[Literal["exact_duplicates", "near_duplicates"]] = Field(
-        description="pairs that these checks of `align` found bind rows and make leaks"
+    link_checks: list[str] = Field(
+        description="names of checks of `align` whose pairs of rows bind them and make leaks"
     )
     leaks: Literal["mark", "drop"] = Field(description="rows of validation and test that stand in train")
     languages: list[str] | None = Field(description="keep captions of these and of unknown language")
@@ -80,9 +80,10 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
     data = _clean_rows(read_table(aligned / "manifest.parquet"), params.languages)
     classes = _classes(data.rows)
     split_rows = [_split_row(row, params.link_media) for row in data.rows]
+    links = _links(aligned / "findings.parquet", params.link_checks)
     plan = plan_splits(
         split_rows,
-        _duplicates(aligned / "findings.parquet", params.link_checks),
+        [pair for pairs in links.values() for pair in pairs],
         test_fraction=params.test_fraction,
         validation_fraction=params.validation_fraction,
         seed=runtime.seed,
@@ -104,7 +105,8 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
     write_table(out / "manifest.parquet", _manifest(data.table, plan, order))
     dataset = _dataset(data, classes, order, shards)
     write_json(out / DATASET_FILE, dataset)
-    facts = {"classes": len(classes), "languages": dataset["languages"]}
+    facts: dict[str, Any] = {"classes": len(classes), "languages": dataset["languages"]}
+    facts |= {f"pairs_{check}": len(pairs) for check, pairs in links.items()}
     facts |= _split_facts(data, split_rows, plan, order, params.leaks)
     return Report(facts | _text_facts(out, data, tokenizer, order))
 
@@ -160,11 +162,13 @@ def _split_row(row: dict[str, Any], media: list[Medium]) -> Row:
     return Row(row["id"], row["group"], keys, row["label"], row["split"] or None)
 
 
-def _duplicates(findings: Path, checks: Sequence[str]) -> list[tuple[str, str]]:
-    if not checks:
-        return []
-    found = read_table(findings).select(["id", "other_id", "check"]).to_pylist()
-    return [(f["id"], f["other_id"]) for f in found if f["check"] in checks and f["other_id"] is not None]
+def _links(findings: Path, checks: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of row ids by the check that found them."""
+    links: dict[str, list[tuple[str, str]]] = {check: [] for check in checks}
+    for found in read_table(findings).select(["id", "other_id", "check"]).to_pylist() if checks else []:
+        if found["check"] in links and found["other_id"] is not None:
+            links[found["check"]].append((found["id"], found["other_id"]))
+    return links
 
 
 def _order(plan: SplitPlan, leaks: str, seed: int) -> dict[str, list[int]]:

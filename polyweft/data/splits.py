@@ -149,21 +149,11 @@ def components(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], *, by_grou
 def find_leaks(rows: Sequence[Row], splits: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[bool]:
     """For each row: whether it stands outside train while equal or duplicate content stands in train.
 
-    Equal media chain; a pair of duplicates counts for the two that it names (and what equals them), so
-    that a chain of slight differences does not mark everything.
+    Chains count: checks name for each copy one row that it repeats, not all of them. Groups do not.
     """
-    equal = components(rows, (), by_group=False)
-    in_train = {part for part, split in zip(equal, splits, strict=True) if split == "train"}
-    place = {row.id: part for row, part in zip(rows, equal, strict=True)}
-    near: set[int] = set()
-    for first, second in pairs:
-        if first in place and second in place:
-            one, other = place[first], place[second]
-            near |= {part for part, twin in ((one, other), (other, one)) if twin in in_train}
-    return [
-        split != "train" and (part in in_train or part in near)
-        for part, split in zip(equal, splits, strict=True)
-    ]
+    joined = components(rows, pairs, by_group=False)
+    in_train = {part for part, split in zip(joined, splits, strict=True) if split == "train"}
+    return [split != "train" and part in in_train for part, split in zip(joined, splits, strict=True)]
 
 
 def _edges(

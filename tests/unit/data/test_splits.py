@@ -156,10 +156,16 @@ def test_a_given_column_is_honoured_and_its_leaks_marked() -> None:
     assert answer.groups_across == 1
 
 
-def test_a_chain_of_near_duplicates_marks_only_the_pair_that_touches_train() -> None:
-    rows = [Row(name) for name in "abc"]
-    splits = ["train", "test", "test"]
-    assert find_leaks(rows, splits, [("a", "b"), ("b", "c")]) == [False, True, False]
+def test_leaks_chain_over_copies_and_not_over_groups() -> None:
+    rows = [
+        Row("a", group="g"),
+        Row("b"),
+        Row("c", content=("p",)),
+        Row("d", content=("p",)),
+        Row("e", group="g"),
+    ]
+    splits = ["train", "test", "test", "validation", "test"]
+    assert find_leaks(rows, splits, [("a", "b"), ("c", "b")]) == [False, True, True, True, False]
 
 
 @settings(max_examples=25, deadline=None)

@@ -217,7 +217,8 @@ def test_long_captions_are_counted(inputs: Inputs) -> None:
 def test_findings_bind_rows_only_where_params_say_so(inputs: Inputs) -> None:
     rows = [row(n, split=("train", "val", "test")[n % 3]) for n in range(30)]
     facts = inputs.fill(rows, [("row-005", "row-003")]).run(link_checks=["exact_duplicates"])
-    assert facts["leaks_test"] == 0
+    assert (facts["leaks_test"], facts["pairs_exact_duplicates"]) == (0, 0)
+    assert inputs.run()["pairs_near_duplicates"] == 1
     (inputs.aligned / "findings.parquet").unlink()
     assert inputs.run(link_checks=[])["leaks_test"] == 0
     with pytest.raises(DataError, match=r"findings\.parquet is missing"):
