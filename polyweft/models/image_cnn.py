@@ -6,17 +6,29 @@ depend on how a batch is divided. Shape suffixes: B rows, C channels, H and W pi
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from polyweft.config import Section
 
 
 class CnnParams(Section):
-    """`model.image.cnn`: channels of each stage (the first at half the resolution), blocks a stage."""
+    """`model.image.cnn`: channels and residual blocks of each stage, one length.
 
-    channels: list[int] = Field(min_length=1, max_length=6)
-    blocks: int = Field(ge=1, le=12)
+    The first stage is at half the resolution, each further one at half of the one before; a first stage of
+    no block is the stem alone.
+    """
+
+    channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(min_length=1, max_length=6)
+    blocks: list[Annotated[int, Field(ge=0, le=36)]] = Field(min_length=1, max_length=6)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> CnnParams:
+        if len(self.channels) != len(self.blocks) or 0 in self.blocks[1:]:
+            raise ValueError("blocks needs one number a stage of channels, and 0 may stand first only")
+        return self
 
 
 class ResidualBlock(nn.Module):
@@ -50,7 +62,7 @@ class ImageCnn(nn.Module):
         blocks: list[nn.Module] = []
         inner = channels[0]
         for stage, outer in enumerate(channels):
-            for index in range(params.blocks):
+            for index in range(params.blocks[stage]):
                 stride = 2 if index == 0 and stage > 0 else 1
                 blocks.append(ResidualBlock(inner, outer, stride))
                 inner = outer

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from polyweft.data.batches import Arrays, Batch, caption_choice, epoch_order, take
@@ -160,7 +161,12 @@ def _losses(
     """The weighted sum, the contrastive and the classification loss of this process's rows."""
     precision = torch.bfloat16 if params.precision == "bf16" else torch.float32
     present_B2 = _tensor(batch.present_B2, world)
-    with torch.autocast(world.device.type, dtype=precision, enabled=params.precision != "fp32"):
+    # On CPUs the fused attention's backward in bf16 took 83 ms where the plain form took 25.
+    attention = SDPBackend.MATH if world.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
+    with (
+        sdpa_kernel([attention, SDPBackend.MATH]),
+        torch.autocast(world.device.type, dtype=precision, enabled=params.precision != "fp32"),
+    ):
         image_BD, text_BD, logits_BC = wrapped(
             inputs.contiguous(memory_format=torch.channels_last), _tensor(batch.ids_BT, world), present_B2
         )

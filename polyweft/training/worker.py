@@ -20,7 +20,7 @@ import torch
 from polyweft.config import RuntimeParams, parse_section
 from polyweft.data.batches import load_arrays
 from polyweft.data.shards import open_dataset
-from polyweft.data.text import TextTokenizer
+from polyweft.data.tokenizer_training import load_tokenizer
 from polyweft.errors import PolyweftError
 from polyweft.io import read_json, write_json, write_text
 from polyweft.models.build import ModelParams, build_model, image_spec, save_trained
@@ -54,7 +54,7 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float) -> None:
     torch.set_num_threads(max(1, runtime.threads // params.processes))
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(runtime.seed)
-    tokenizer = TextTokenizer.load(prepared)
+    tokenizer = load_tokenizer(prepared)
     pixels = image_spec(model_params.image)
     classes = open_dataset(prepared).classes
     text = read_json(prepared / "text.json")

@@ -28,7 +28,7 @@ def _section(**image: Any) -> dict[str, Any]:
             "normalization": "half",
             "background": [255, 255, 255],
             "max_pixels": 1000,
-            "cnn": {"channels": [8, 16], "blocks": 1},
+            "cnn": {"channels": [8, 16], "blocks": [1, 1]},
             "vit": {"patch": 4, "width": 32, "layers": 1, "heads": 2, "pool": "mean"},
             **image,
         },
