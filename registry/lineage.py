@@ -139,7 +139,8 @@ def find_runs(record: Record) -> dict[str, str | None]:
 def verify(record: Record, *, lock: Path = LOCK) -> list[Difference]:
     """Recompute every hash of the record from the workspace's files, and hold `dvc.lock` against it too.
 
-    Gives what differs, by file; nothing differs where the list is empty.
+    Outputs of stages that the version does not come from (`register`, `deploy`) are held against `dvc.lock`
+    alone. Gives what differs, by file; nothing differs where the list is empty.
     """
     if not record["stages"]:
         return [Difference(str(lock), "the version's record names no stage: it was registered without DVC")]
@@ -147,6 +148,10 @@ def verify(record: Record, *, lock: Path = LOCK) -> list[Difference]:
     differences: dict[str, Difference] = {}
     for path, md5 in _hashes(record["stages"]).items():
         for difference in _compare_path(Path(path), md5, record["files"].get(path)):
+            differences.setdefault(difference.path, difference)
+    others = {name: {"outs": stage.get("outs", [])} for name, stage in locked.items()}
+    for path, md5 in _hashes({n: s for n, s in others.items() if n not in record["stages"]}).items():
+        for difference in _compare_path(Path(path), md5, _listing(path, md5)):
             differences.setdefault(difference.path, difference)
     for name in record["order"]:
         for difference in _compare_lock(name, record["stages"][name], locked.get(name)):
@@ -187,7 +192,7 @@ def _compare_folder(path: Path, md5: str, recorded: list[dict[str, str]] | None)
 
 
 def _changed(path: Path, found: str, expected: str) -> Difference:
-    return Difference(str(path), f"has md5 {found}, the version was made with {expected}")
+    return Difference(str(path), f"has md5 {found}, expected {expected}")
 
 
 def _compare_lock(

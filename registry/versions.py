@@ -115,6 +115,7 @@ def _client(uri: str) -> MlflowClient:
     quiet_environment()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     for logger in ("mlflow", "alembic"):
@@ -170,8 +171,8 @@ def module_address() -> Iterator[None]:
     import mlflow
 
     names = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    uri = kept.get("MLFLOW_TRACKING_URI") or tracking_uri()
+    kept, uri = {name: os.environ[name] for name in names if name in os.environ}, tracking_uri()
+    os.environ.pop("MLFLOW_RUN_ID", None)
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)

@@ -194,7 +194,7 @@ def _save(path: Path, nodes: list, inputs: list, outputs: list, constants: list)
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """A database that MLflow has set up: its migrations take seconds, so they run once a process."""
     from mlflow import MlflowClient
 
@@ -207,7 +207,7 @@ def _empty_database() -> bytes:
 def make_workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make `folder` the workspace, with an empty MLflow store, and go there."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mlflow.db").write_bytes(_empty_database())
+    (folder / "mlflow.db").write_bytes(empty_database())
     monkeypatch.setenv("POLYWEFT_WORKSPACE", str(folder))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_EXP_NAME", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)

@@ -82,7 +82,14 @@ def test_untouched_workspace_verifies(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["data/train.bin", "data/prepare/a.tar", "data/prepare/deep/图.tar", "source/images/1.png"]
+    "name",
+    [
+        "data/train.bin",
+        "data/prepare/a.tar",
+        "data/prepare/deep/图.tar",
+        "source/images/1.png",
+        "data/aside.bin",  # of a stage that the version does not come from
+    ],
 )
 def test_one_flipped_bit_is_found_and_its_file_named(workspace: Path, name: str) -> None:
     kept = record()

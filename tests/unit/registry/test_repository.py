@@ -10,6 +10,7 @@ import pytest
 from polyweft.data import decode
 from polyweft.errors import ExportError, ServingError
 from registry import contents
+from registry.configs import ServingSettings
 from registry.repository import Repository, served_models
 from tests.serving.tiny import write_tiny_export
 
@@ -184,3 +185,13 @@ def test_the_state_names_hashes_and_what_is_current(repository: Repository, expo
     assert state["versions"]["1"]["export_hash"] == expected == repository.export_hash(1)
     with pytest.raises(ServingError, match="no version 9"):
         repository.export_hash(9)
+
+
+def test_settings_are_kept_for_those_who_give_none(repository: Repository, exports: list[Path]) -> None:
+    given = ServingSettings(max_batch_size=4, threads=2, queue_delay_microseconds=7)
+    Repository(repository.root, NAME, given).publish(exports[0])
+    assert repository.settings == given
+    assert repository.publish(exports[1]) == (2, True)
+    assert repository.write_components(2, {2})
+    assert not repository.write_components(2, {2})
+    assert "max_batch_size: 4" in (repository.root / "tiny_model_join" / "config.pbtxt").read_text()
