@@ -87,12 +87,12 @@ def _write(params: ExportParams, predictor: TorchPredictor, trained: Path, out: 
 
 
 def _tensorrt(params: ExportParams, out: Path) -> dict[str, Any]:
-    from polyweft.export.tensorrt import tensorrt_facts
+    from polyweft.export.tensorrt import find_device, tensorrt_facts
     from polyweft.workspace import state_folder
 
     if not params.tensorrt:
         return {"status": "not built", "reason": "export.tensorrt is false"}
-    return tensorrt_facts(out, state_folder())
+    return tensorrt_facts(out, state_folder(), find_device())
 
 
 if __name__ == "__main__":

@@ -124,36 +124,43 @@ class OnnxPredictor:
             sizes = [widths.get(name.partition("_")[2], len(self.classes)) for name in names.outputs]
             return [np.zeros((0, size), np.float32) for size in sizes]
         feed = {name: np.ascontiguousarray(part) for name, part in zip(names.inputs, inputs, strict=True)}
-        answers: list[FloatArray] = self._sessions[graph].run(list(names.outputs), feed)
+        try:
+            answers: list[FloatArray] = self._sessions[graph].run(list(names.outputs), feed)
+        except _faults() as error:
+            shapes = {name: array.shape for name, array in feed.items()}
+            raise ExportError(
+                f"{graph}.onnx does not run on {shapes}: {error}. Give the shapes and types that `GRAPHS` "
+                "states; a model that was just exported needs another `export.opset`."
+            ) from error
         return answers
 
 
 def _session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSession:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
     if not path.exists():
         raise ExportError(f"{path} is missing. {RESTORE}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    # What it would print is raised as well.
+    options.log_severity_level = 4
     # Three sessions whose idle threads spin take each other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    broken = (
-        faults.Fail,
-        faults.InvalidArgument,
-        faults.InvalidGraph,
-        faults.InvalidProtobuf,
-        faults.NotImplemented,
-        faults.RuntimeException,
-    )
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
-    except broken as error:
+    except _faults() as error:
         raise ExportError(f"{path} is corrupt or cannot be run: {error}. {RESTORE}") from error
     if wanted not in session.get_providers():
         raise ExportError(
             f"ONNX Runtime cannot use {wanted} here, only {session.get_providers()}. Ask for device `cpu`."
         )
     return session
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises; the classes share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented")
+    return tuple(getattr(state, name) for name in (*names, "RuntimeException"))

@@ -124,15 +124,19 @@ def run_engine(engine: Path, feed: Mapping[str, FloatArray | IntArray]) -> dict[
         raise ExportError(f"{engine.name} cannot be run; the log says why") from error
 
 
-def tensorrt_facts(folder: Path, state: Path) -> dict[str, Any]:
+def tensorrt_facts(folder: Path, state: Path, device: Device | str) -> dict[str, Any]:
     """Build what is missing in `state`/engines for the export in `folder`, try it, and say what there is.
+
+    Parameters
+    ----------
+    device
+        As `find_device` gave it.
 
     Returns
     -------
     `status`: `built` (then `gpu`, `version`, `engines`), or `not built` with a `reason`. An engine that
     TensorRT cannot build, or that differs from ONNX Runtime by more than `MAX_ABS_ERROR`, is not kept.
     """
-    device = find_device()
     if isinstance(device, str):
         return {"status": "not built", "reason": device}
     spec = read_spec(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyweft.export.bundle import read_spec
+from polyweft.export.bundle import file_hash, read_spec
 from polyweft.export.onnx import GRAPHS, OnnxPredictor
 from polyweft.export.tensorrt import (
     Device,
@@ -26,9 +26,9 @@ DEVICE = find_device()
 def test_where_it_cannot_be_built_the_report_says_why_each_time_the_same(
     exported: Path, tmp_path: Path
 ) -> None:
-    facts = tensorrt_facts(exported, tmp_path)
+    facts = tensorrt_facts(exported, tmp_path, DEVICE)
     assert facts == {"status": "not built", "reason": DEVICE}
-    assert facts == tensorrt_facts(exported, tmp_path)
+    assert facts == tensorrt_facts(exported, tmp_path, find_device())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,16 +64,34 @@ def test_what_an_engine_is_tried_with_is_what_the_graphs_take(exported: Path) ->
         assert all(len(answer) == 16 and np.isfinite(answer).all() for answer in answers)
 
 
+@pytest.mark.skipif(not isinstance(DEVICE, str), reason="TensorRT and a GPU are present")
+def test_an_engine_that_cannot_be_built_or_run_is_a_line_in_the_report_and_not_kept(
+    exported: Path, tmp_path: Path
+) -> None:
+    """Polygraphy is there and TensorRT is not: it fails at its first call, as a broken installation does."""
+    device = Device("NVIDIA H200", "10.3.0")
+    facts = tensorrt_facts(exported, tmp_path, device)
+    assert facts["status"] == "not built"
+    assert facts["reason"] == "TensorRT cannot build image.onnx; the log says why"
+    source = exported / "image.onnx"
+    left = tmp_path / "engines" / engine_name("image", device, file_hash(source))
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"not an engine")
+    assert "cannot be run" in tensorrt_facts(exported, tmp_path, device)["reason"]
+    assert not left.exists()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(isinstance(DEVICE, str), reason=f"no TensorRT here: {DEVICE}")
 def test_engines_are_built_once_kept_and_answer_as_onnx_runtime_does(exported: Path, tmp_path: Path) -> None:
-    facts = tensorrt_facts(exported, tmp_path)
+    assert isinstance(DEVICE, Device)
+    facts = tensorrt_facts(exported, tmp_path, DEVICE)
     assert facts["status"] == "built", facts
     engines = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
     assert set(engines) == set(facts["engines"].values())
-    assert tensorrt_facts(exported, tmp_path) == facts
+    assert tensorrt_facts(exported, tmp_path, DEVICE) == facts
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()} == engines
     broken = tmp_path / "engines" / facts["engines"]["image"]
     shutil.copyfile(exported / "image.onnx", broken)
-    assert tensorrt_facts(exported, tmp_path)["status"] == "not built"
+    assert tensorrt_facts(exported, tmp_path, DEVICE)["status"] == "not built"
     assert not broken.exists()

@@ -56,7 +56,7 @@ def model_params(tower: str = "vit", sees: str = "both") -> dict[str, Any]:
             "normalization": "clip",
             "background": [255, 255, 255],
             "max_pixels": 1_000_000,
-            "cnn": {"channels": [8, 16], "blocks": 1},
+            "cnn": {"channels": [8, 16], "blocks": [1, 1]},
             "vit": {"patch": 8, "width": 16, "layers": 1, "heads": 2, "pool": "class_token"},
         },
         "text": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1},
