@@ -164,6 +164,6 @@ def _code(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int) or (value > 1 and value.is_integer()):
+        return str(int(value))
     return f"{value:.4f}" if math.isfinite(value) else "not a number"

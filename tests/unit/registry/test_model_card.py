@@ -37,7 +37,7 @@ def card(**changes: Any) -> str:
         "description": "Finds scenes.",
         "spec": SPEC,
         "dataset": DATASET,
-        "metrics": {"accuracy": 0.91, "accuracy_low": 0.9, "accuracy_high": 0.92, "rows": 20},
+        "metrics": {"accuracy": 0.91, "accuracy_low": 0.9, "accuracy_high": 0.92, "rows": 20.0},
         "bars": {"accuracy": {"bar": 0.8, "value": 0.91, "pass": True}},
         "record": RECORD,
         "reports": {"align": {"quarantined": 3, "tokenizer": "bpe", "nested": {"a": 1}}},
@@ -50,6 +50,7 @@ def test_card_holds_metrics_with_intervals_data_checks_params_and_lineage() -> N
     for line in (
         "| accuracy | 0.9100 | 0.9000 to 0.9200 | 0.8000 |",
         "| rows in test | 20 |",
+        "| rows | 20 |",
         "| align | quarantined | 3 |",
         '| train | train | `{"lr": 0.001}` |',
         "| commit | c0ffee |",
