@@ -15,6 +15,7 @@ from registry.configs import ensemble_name, triton_name
 
 FloatArray = npt.NDArray[np.float32]
 Protocol = Literal["grpc", "http"]
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Client:
     protocol
         Which of the two ports `url` names.
     batch_size
-        Rows a request holds at most; not above the server's `max_batch_size`.
+        Rows a request holds at most; by default 16, or the served model's `max_batch_size` where less.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Client:
         name: str,
         *,
         protocol: Protocol = "grpc",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         timeout_seconds: float = 60.0,
     ) -> None:
         self.url, self.name, self.protocol = url.split("://")[-1].rstrip("/"), triton_name(name), protocol
@@ -106,6 +107,8 @@ class Client:
             raise ServingError(
                 f"inputs hold {[len(v) for v in inputs.values()]} rows; expected as many of each, and some"
             )
+        if self._batch_size is None:
+            self._batch_size = min(BATCH_SIZE, self._served_batch_size(ensemble_name(self.name, kind)))
         for _ in range(3):
             parts = [
                 self._infer(
@@ -122,6 +125,17 @@ class Client:
         raise ServingError(
             f"{self.name} at {self.url} changed its version three times while it was asked. Ask again."
         )
+
+    def _served_batch_size(self, model: str) -> int:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            if self.protocol == "http":
+                return int(self._client.get_model_config(model)["max_batch_size"])
+            answer = self._client.get_model_config(model, client_timeout=self._timeout)
+            return int(answer.config.max_batch_size)
+        except (InferenceServerException, OSError) as error:
+            raise ServingError(f"{model} at {self.url} did not answer: {error}") from error
 
     def _infer(self, kind: str, inputs: dict[str, Sequence[bytes]]) -> tuple[dict[str, FloatArray], set[str]]:
         from tritonclient.utils import InferenceServerException

@@ -23,6 +23,13 @@ from polyweft.errors import ServingError
 
 ENSEMBLES = ("both", "image", "text")
 CANDIDATE = "candidate"
+OPTIONAL = {
+    "text_preprocess": ("image_present",),
+    "join": tuple(
+        f"{side}_{what}" for side in ("image", "text") for what in ("embedding", "features", "present")
+    ),
+}
+"""Inputs that an ensemble of one side does not pass."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def component_config(
         f'name: "{model_name}"',
         f'backend: "{"onnxruntime" if onnx else "python"}"',
         f"max_batch_size: {settings.max_batch_size}",
-        *(_tensor("input", *tensor, optional=kind == "join") for tensor in inputs),
+        *(_tensor("input", *tensor, optional=tensor[0] in OPTIONAL.get(kind, ())) for tensor in inputs),
         *(_tensor("output", *tensor) for tensor in outputs),
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
         "instance_group [ { count: 1 kind: KIND_CPU } ]",
@@ -135,7 +142,10 @@ def ensemble_config(
         answers = {tensor: tensor, "present": f"{side}_present"}
         if side == sides[0]:
             answers["model_version"] = "model_version"
-        step(f"{side}_preprocess", {side: side}, answers)
+        # One step at a time reads the client's bytes: when a step fails, the server frees them, and another
+        # step that still read them has crashed it (signal 11, tritonserver 2.51, HTTP).
+        after = {"image_present": "image_present"} if sides == ("image", "text") and side == "text" else {}
+        step(f"{side}_preprocess", {side: side, **after}, answers)
         raw = {f"{side}_{what}": f"raw_{side}_{what}" for what in ("embedding", "features")}
         step(f"{side}_encoder", {tensor: tensor}, raw)
         joined |= raw | {f"{side}_present": f"{side}_present"}
@@ -180,8 +190,11 @@ def _tensors(kind: str, geometry: Geometry) -> tuple[list[Tensor], list[Tensor]]
     def features(side: str) -> Tensor:
         return (f"{side}_features", "TYPE_FP32", [geometry.feature_size])
 
-    if kind.endswith("_preprocess"):
-        return [(side, "TYPE_STRING", [1])], [pixels if side == "image" else ids, present, version]
+    if kind == "image_preprocess":
+        return [("image", "TYPE_STRING", [1])], [pixels, present, version]
+    if kind == "text_preprocess":
+        after: Tensor = ("image_present", "TYPE_FP32", [1])
+        return [("text", "TYPE_STRING", [1]), after], [ids, present, version]
     if kind.endswith("_encoder"):
         return [pixels if side == "image" else ids], [embedding(side), features(side)]
     ends = [embedding("image"), features("image"), embedding("text"), features("text")]

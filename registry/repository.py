@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,18 @@ class Repository:
     name
         The registered model's name; see `registry.configs` for the served ones.
     settings
-        Written into the configurations.
+        Written into the configurations; by default what the last publication that gave some wrote.
     """
 
     def __init__(self, root: Path, name: str, settings: ServingSettings | None = None) -> None:
         self.root, self.registered = root, name
         self.name = configs.triton_name(name)
-        self.settings = settings or ServingSettings()
+        self._settings = settings
+
+    @property
+    def settings(self) -> ServingSettings:
+        """How the models run."""
+        return self._settings or ServingSettings(**self._state().get("settings", {}))
 
     @property
     def current(self) -> int | None:
@@ -71,6 +77,7 @@ class Repository:
         """
         model = check_export(export)
         self._sweep()
+        self._write_state({**self._state(), "settings": asdict(self.settings)})
         for version, export_hash in self.versions().items():
             if export_hash == model["export_hash"]:
                 if self.damaged(version) is not None:
@@ -154,22 +161,26 @@ class Repository:
         """Served name of the ensemble that a rollout asks before clients can."""
         return configs.ensemble_name(self.name, configs.CANDIDATE)
 
-    def write_components(self, version: int, loaded: set[int]) -> None:
-        """Configure the components of `version`'s generation to keep the versions `loaded`."""
+    def write_components(self, version: int, loaded: set[int]) -> bool:
+        """Configure the components of `version`'s generation to keep `loaded`; whether anything changed."""
+        changed = False
         geometry, generation = self.geometry(version), int(self._entry(version)["generation"])
         for kind in geometry.components():
             name = configs.component_name(self.name, kind, generation)
             text = configs.component_config(kind, name, geometry, sorted(loaded), self.settings)
-            _write_changed(self.root / name / "config.pbtxt", text)
+            changed |= _write_changed(self.root / name / "config.pbtxt", text)
+        return changed
 
-    def write_ensembles(self, version: int, kinds: tuple[str, ...] = configs.ENSEMBLES) -> None:
-        """Pin the ensembles `kinds` to `version`; an ensemble's own version number is the same."""
+    def write_ensembles(self, version: int, kinds: tuple[str, ...] = configs.ENSEMBLES) -> bool:
+        """Pin the ensembles `kinds` to `version`, their own number too; whether anything changed."""
+        changed = False
         geometry, generation = self.geometry(version), int(self._entry(version)["generation"])
         for kind in kinds:
             folder = self.root / configs.ensemble_name(self.name, kind)
             (folder / str(version)).mkdir(parents=True, exist_ok=True)
             text = configs.ensemble_config(kind, self.name, geometry, version, generation, self.settings)
-            _write_changed(folder / "config.pbtxt", text)
+            changed |= _write_changed(folder / "config.pbtxt", text)
+        return changed
 
     def remove_candidate(self) -> None:
         """Remove the candidate's ensemble."""
@@ -251,10 +262,12 @@ class Repository:
                 shutil.rmtree(folder)
 
 
-def _write_changed(path: Path, text: str) -> None:
+def _write_changed(path: Path, text: str) -> bool:
     """Write a configuration that is new: one that is only touched makes Triton reload all its versions."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text(path, text)
+    return True
 
 
 def served_models(root: Path) -> list[str]:

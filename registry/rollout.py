@@ -207,6 +207,10 @@ def _confirm(
     version = _current(repository)
     if control.loaded(repository.name) == {version}:
         with contextlib.suppress(ServingError):
+            loaded = control.loaded(repository.components(version)[0]) | {version}
+            changed = repository.write_components(version, loaded)
+            if repository.write_ensembles(version) or changed:
+                return _load_ensembles(control, repository, version, tolerance)
             return _ask_all(control.url, repository, version, tolerance, timeout)
     damage = repository.damaged(version)
     if damage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,29 @@ def test_a_truncated_image_is_refused_with_the_reason(client: Client) -> None:
 def test_a_caption_that_is_not_utf8_is_refused_with_the_reason(client: Client) -> None:
     with pytest.raises(ServingError, match="not UTF-8"):
         client.ask([picture(1)], [b"\xff\xfe"])
+
+
+def test_many_bad_requests_at_once_do_not_bring_the_server_down(server: Server, export: Path) -> None:
+    """Two steps that read a request's bytes side by side crashed the server when one of them failed."""
+    refused: list[str] = []
+
+    def ask() -> None:
+        bad_text, bad_image = [b"a"] * 7 + [b"\xff"], [picture(1)] * 7 + [picture(2)[:300]]
+        with Client(server.http_url, NAME, protocol="http", batch_size=8) as client:
+            for _ in range(8):
+                for images, texts in (([picture(1)] * 8, bad_text), (bad_image, [b"a" * 50_000] * 8)):
+                    with pytest.raises(ServingError) as caught:
+                        client.ask(images, texts)
+                    refused.append(str(caught.value))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.running()
+    assert len(refused) == 96
+    assert all("not UTF-8" in reason or "truncated" in reason for reason in refused)
 
 
 def test_a_huge_header_is_refused_and_a_long_caption_is_cut(client: Client) -> None:

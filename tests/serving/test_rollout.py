@@ -13,6 +13,7 @@ import pytest
 from polyweft.errors import PolyweftError, ServingError
 from polyweft.export import bundle
 from registry.client import Client
+from registry.configs import ServingSettings
 from registry.control import Control
 from registry.golden import load_golden
 from registry.repository import Repository
@@ -116,6 +117,18 @@ def test_the_current_export_is_not_published_again(
     assert isinstance(done, Rollout)
     assert done.previous == done.version == _versions(repository)[_hash(exports[0])]
     assert repository.versions() == before
+
+
+def test_changed_settings_are_applied_to_the_current_version(
+    server: Server, repository: Repository, exports: list[Path]
+) -> None:
+    slow = Repository(server.root, repository.registered, ServingSettings(max_batch_size=2))
+    assert roll_out(server.url, slow, exports[0]).version == 1
+    with Client(server.url, repository.name, batch_size=16) as client, _refused("batch"):
+        client.ask([picture(1)] * 3, [b"red"] * 3)
+    with Client(server.url, repository.name) as client:
+        assert len(client.embed_texts(["red"] * 3)[0]) == 3
+    roll_out(server.url, Repository(server.root, repository.registered, ServingSettings()), exports[0])
 
 
 def test_a_candidate_that_answers_wrongly_never_reaches_clients(

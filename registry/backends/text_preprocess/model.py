@@ -2,7 +2,8 @@
 
 `text` [rows, 1] holds UTF-8; an empty string means that the row has no text. Answers `input_ids` int64
 [rows, max_tokens] (always padded to the full length, so that requests batch), `present` float32 [rows, 1]
-and `model_version`, the export's hash, [rows, 1].
+and `model_version`, the export's hash, [rows, 1]. The optional input `image_present` is not read: an ensemble
+of both sides passes it so that this step begins after the image's.
 """
 
 import json
