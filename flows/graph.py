@@ -70,10 +70,18 @@ def stages(root: Path = Path()) -> list[Stage]:
     try:
         with Repo(str(root)) as repo:
             graph = get_active_graph(repo.index.graph)
-            plan = plan_repro(graph, collect_stages(repo, ["dvc.yaml"]))
-            return [Stage(s.addressing, s.desc or "", int((s.meta or {}).get("retries", 0))) for s in plan]
+            plan = plan_repro(graph, collect_stages(repo, [str(root / "dvc.yaml")]))
+            return [_stage(item, root) for item in plan]
     except (DvcException, OSError) as error:
         raise FlowError(f"DVC cannot read the graph in {root.absolute()}: {error}") from error
+
+
+def _stage(item: Any, root: Path) -> Stage:
+    # DVC's own `addressing` is relative to this process's folder, not to `root`.
+    file = os.path.relpath(item.path, root.absolute())
+    name = getattr(item, "name", None)
+    address = file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"
+    return Stage(address, item.desc or "", int((item.meta or {}).get("retries", 0)))
 
 
 def command(*arguments: str) -> list[str]:

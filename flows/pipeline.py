@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,6 +59,8 @@ def serve() -> int:
         if server is not None:
             server.wait()
             print(f"Prefect: http://127.0.0.1:{server.port}  (Ctrl-C stops it)", flush=True)
+        # Prefect's own handler of SIGTERM forgets to await its stop, after which it stops in order.
+        warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
         given = deployment["schedules"][0]
         schedule = Cron(given["cron"], timezone=given["timezone"])
         polyweft.serve(name=deployment["name"], schedules=[schedule], tags=deployment["tags"], limit=1)

@@ -7,7 +7,6 @@ comment, `--diff COMMIT` the reports' difference against those of a commit.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -16,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from polyweft.errors import PolyweftError
 from polyweft.io import read_json
-from polyweft.workspace import quiet_environment, state_folder, workspace
+from polyweft.stage_run import numbers
+from polyweft.workspace import quiet_environment, workspace
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PAGES = Path("reports/html")
+WIDTH = 100
 
 _NAMES = {
     "accuracy": "Accuracy",
@@ -80,7 +82,7 @@ def read(root: Path | None = None) -> Summary:
 def _stages(root: Path) -> dict[str, dict[str, Any]]:
     """Read each stage's facts (from its tracked report) and, where it ran here, its run's own facts."""
     found: dict[str, dict[str, Any]] = {}
-    folder = root / ".polyweft" / "summary" if root != workspace() else state_folder() / "summary"
+    folder = root / ".polyweft" / "summary"
     for path in sorted((root / "data" / "reports").glob("*.json")):
         found[path.stem] = {"facts": read_json(path)}
     for path in sorted(folder.glob("*.json")):
@@ -96,61 +98,84 @@ def _results(evaluate: dict[str, Any]) -> list[Row]:
     for key, name in _NAMES.items():
         names = [key] if key in facts else [f"{key}_{k}" for k in (1, 5, 10) if f"{key}_{k}" in facts]
         if names:
-            rows.append(Row(name, "   ".join(_interval(facts, each) for each in names)))
+            rows.append(Row(name, "  ".join(_interval(facts, each) for each in names)))
     return rows
 
 
 def _interval(facts: dict[str, Any], key: str) -> str:
-    low, high = facts.get(f"{key}_low"), facts.get(f"{key}_high")
-    between = (
-        f" [{low:.3f}, {high:.3f}]" if isinstance(low, int | float) and isinstance(high, int | float) else ""
-    )
-    value = facts[key]
-    return f"{value:.3f}{between}" if isinstance(value, int | float) else str(value)
+    value, low, high = (facts.get(name) for name in (key, f"{key}_low", f"{key}_high"))
+    if not isinstance(value, int | float):
+        return str(value)
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return f"{value:.1%}"
+    return f"{value:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
 
 
 def _data(stages: dict[str, dict[str, Any]]) -> list[Row]:
     rows = []
-    for stage in ("ingest", "validate", "align"):
+    for stage in ("ingest", "validate", "align", "prepare"):
         facts = stages.get(stage, {}).get("facts", {})
-        kept = [
-            f"{facts[key]:,} {key.replace('_', ' ')}" for key in _COUNTS if isinstance(facts.get(key), int)
-        ]
+        kept = [f"{facts[key]:,} {name}" for key, name in _COUNTS.items() if isinstance(facts.get(key), int)]
         if kept:
             rows.append(Row(stage.capitalize(), ", ".join(kept)))
-    for key, value in stages.get("align", {}).get("facts", {}).items():
-        measure = key.removesuffix("_precision")
-        if key.endswith("_precision") and not key.endswith("average_precision"):
-            recall = stages["align"]["facts"].get(f"{measure}_recall")
-            if isinstance(value, int | float) and isinstance(recall, int | float):
-                rows.append(Row(_title(measure), f"precision {value:.3f}, recall {recall:.3f}"))
-        elif key.endswith("_average_precision") and isinstance(value, int | float):
-            rows.append(Row(_title(key.removesuffix("_average_precision")), f"average precision {value:.3f}"))
+    found = numbers(stages.get("align", {}).get("facts", {}))
+    measures: dict[str, list[str]] = {}
+    for key, value in found.items():
+        for measure in ("average_precision", "precision", "recall"):
+            if key.endswith(f"_{measure}") or key.endswith(f".{measure}"):
+                named = measures.setdefault(key.removesuffix(measure).strip("._"), [])
+                named.append(f"{measure.replace('_', ' ')} {value:.3f}")
+                break
+    rows += [Row(_title(check), ", ".join(sorted(named))) for check, named in measures.items()]
     return rows
 
 
-_COUNTS = ("rows", "samples", "repaired", "repairs", "quarantined", "findings")
+_COUNTS = {
+    "rows": "rows",
+    "rows_clean": "clean",
+    "repairs": "repaired",
+    "quarantined": "quarantined",
+    "findings": "findings",
+    "samples_train": "train",
+    "samples_validation": "validation",
+    "samples_test": "test",
+}
 
 
 def _title(key: str) -> str:
-    words = key.removeprefix("truth_").replace("_", " ")
-    return "Check: " + words
+    words = key.replace("truth", "").strip("._").replace("_", " ").replace(".", " ")
+    return f"  found: {words}"
 
 
 def _serving(stages: dict[str, dict[str, Any]]) -> list[Row]:
     rows = []
-    register = _all_facts(stages.get("register", {}))
-    deploy = _all_facts(stages.get("deploy", {}))
+    export, register, deploy = (_all_facts(stages.get(name, {})) for name in ("export", "register", "deploy"))
+    if isinstance(export.get("max_abs_error"), int | float):
+        rows.append(Row("ONNX against PyTorch", f"largest difference {export['max_abs_error']:.2g}"))
     if "decision" in register:
-        reasons = register.get("reasons") or register.get("reason") or ""
+        reasons = register.get("reasons") or []
         text = "; ".join(map(str, reasons)) if isinstance(reasons, list) else str(reasons)
         rows.append(Row("Gate", f"{register['decision']}{': ' + text if text else ''}"))
     if register.get("version") is not None:
-        rows.append(Row("Registered", f"{register.get('name', 'model')} version {register['version']}"))
-    for key in ("answer", "served_version", "server", "max_abs_error", "golden_max_abs_error", "status"):
-        if key in deploy and not isinstance(deploy[key], dict | list):
-            rows.append(Row("Triton: " + key.replace("_", " "), str(deploy[key])))
+        again = " (the same export as before)" if register.get("registered") == "again" else ""
+        rows.append(
+            Row("Registered", f"{register.get('name', 'model')} version {register['version']}{again}")
+        )
+    if "decision" in deploy:
+        rows.append(Row("Triton answered", _answer(deploy)))
+    if deploy.get("server"):
+        rows.append(Row("Triton's name", str(deploy["server"])))
     return rows
+
+
+def _answer(deploy: dict[str, Any]) -> str:
+    if deploy.get("served_version") is None:
+        return str(deploy["decision"])
+    said = f"version {deploy['served_version']} ({deploy['decision']})"
+    difference = deploy.get("server_largest_difference")
+    if isinstance(difference, int | float):
+        said += f"; {deploy.get('golden_queries', 'its')} golden queries within {difference:.2g} of PyTorch"
+    return said
 
 
 def _all_facts(stage: dict[str, Any]) -> dict[str, Any]:
@@ -160,24 +185,19 @@ def _all_facts(stage: dict[str, Any]) -> dict[str, Any]:
 def _pages(root: Path) -> list[Row]:
     from polyweft.tracking import tracking_uri
 
-    rows = [
-        Row(folder.name.capitalize(), str(_entry(folder).relative_to(root)))
-        for folder in sorted((root / PAGES).glob("*"))
-        if folder.is_dir() and any(folder.rglob("*.html"))
-    ]
+    folders = [f for f in sorted((root / PAGES).glob("*")) if f.is_dir() and any(f.rglob("*.html"))]
+    rows = [Row("Reports", "data/reports/*.json")] if (root / "data" / "reports").is_dir() else []
+    rows += [Row(f"Pages of {folder.name}", str(_entry(folder).relative_to(root))) for folder in folders]
     uri = tracking_uri()
-    mlflow = uri if uri.startswith("http") else "make ui, then http://127.0.0.1:5000"
-    rows.append(Row("MLflow", mlflow))
+    rows.append(Row("MLflow", uri if uri.startswith("http") else "make ui           http://127.0.0.1:5000"))
     prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
-    rows.append(Row("Prefect", prefect or "make serve-flows, then http://127.0.0.1:4200"))
+    rows.append(Row("Prefect", prefect or "make serve-flows  http://127.0.0.1:4200"))
     return rows
 
 
 def _entry(folder: Path) -> Path:
-    pages = sorted(
-        folder.rglob("*.html"), key=lambda path: (path.name != "index.html", len(path.parts), path)
-    )
-    return pages[0]
+    """Give the page to open first: the outermost `index.html`, or else the outermost page."""
+    return min(folder.rglob("*.html"), key=lambda page: (page.name != "index.html", len(page.parts), page))
 
 
 def markdown(summary: Summary) -> str:
@@ -200,37 +220,34 @@ def _totals(summary: Summary) -> tuple[float, float]:
 
 
 def show(summary: Summary | None = None, console: Console | None = None) -> None:
-    """Print the table, at most 100 columns wide."""
+    """Print the table, 100 columns wide at most."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     summary = summary or read()
     if console is None:
-        wide = Console()
-        console = Console(width=min(wide.width, 100) if wide.is_terminal else 100, highlight=False)
-    table = Table(
-        title="Polyweft", box=box.SIMPLE_HEAD, show_header=False, title_style="bold", pad_edge=False
-    )
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+        given = Console()
+        console = Console(width=min(given.width, WIDTH) if given.is_terminal else WIDTH, highlight=False)
+    table = Table(box=box.HORIZONTALS, show_header=False, pad_edge=False, expand=True)
+    table.add_column(style="cyan", no_wrap=True, min_width=32)
+    table.add_column(overflow="fold", ratio=1)
     for rows in (summary.results, summary.data, summary.serving, summary.pages):
         for row in rows:
             table.add_row(row.name, row.value)
-        if rows:
-            table.add_section()
+        table.add_section()
     console.print(table)
     if summary.timings:
         console.print(_timings(summary))
 
 
-def _timings(summary: Summary) -> Any:
+def _timings(summary: Summary) -> Table:
     from rich import box
     from rich.table import Table
 
+    table = Table(box=box.HORIZONTALS, show_footer=True, pad_edge=False)
     own, startup = _totals(summary)
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-    table.add_column("Seconds", "all", style="cyan")
+    table.add_column("Seconds", "all", style="cyan", min_width=32)
     table.add_column("own work", f"{own:.1f}", justify="right")
     table.add_column("start-up, imports", f"{startup:.1f}", justify="right")
     for timing in summary.timings:
@@ -242,7 +259,6 @@ def main(arguments: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.summary", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
         "--diff", metavar="COMMIT", help="print how the reports differ from those of a commit"
     )
@@ -253,8 +269,6 @@ def main(arguments: list[str]) -> int:
             from flows.retrain import difference
 
             print(difference(given.diff))
-        elif given.json:
-            print(json.dumps([vars(row) for row in read().results], indent=2))
         elif given.markdown:
             print(markdown(read()))
         else:

@@ -151,7 +151,10 @@ def marked(name: str, value: str) -> list[psutil.Process]:
 
 
 def kill_all(processes: Sequence[psutil.Process], *, patience: float = 0.0) -> None:
-    """End `processes`: SIGTERM and `patience` seconds (if any), then SIGKILL; returns when they are gone."""
+    """End `processes`: SIGTERM and `patience` seconds (if any), then SIGKILL; waits until they are gone.
+
+    Children of this process are reaped here, so that a `Popen` of one reads 0 as its return code afterwards.
+    """
     import psutil
 
     left = list(processes)
