@@ -11,6 +11,7 @@ Shape suffixes: N rows, S pixels a side, V words, F features, M reference rows.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,21 +29,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Pixels = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 
 class MismatchParams(Section):
     """How pairs that do not belong together are looked for, and which of them are named."""
 
-    epochs: int = Field(default=10, ge=1, le=1000, description="a fold's passes over the other folds' rows")
+    epochs: int = Field(default=8, ge=1, le=1000, description="a fold's passes over the other folds' rows")
     folds: int = Field(default=2, ge=2, le=20)
     max_rows: int = Field(
         default=6000, ge=16, description="rows a fold learns from at most; all rows are scored"
     )
     batch: int = Field(default=64, ge=4, le=4096)
-    learning_rate: float = Field(default=0.005, gt=0, le=1)
+    learning_rate: float = Field(default=0.01, gt=0, le=1)
     width: int = Field(default=32, ge=8, le=512, description="channels of the first stage; a multiple of 8")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16"
     word_rows: int = Field(default=5, ge=1, description="a word counts when as many rows hold it")
     max_words: int = Field(default=2048, ge=2, le=65_536)
     expected_fraction: float = Field(
@@ -92,7 +94,7 @@ class PairScores:
 def score_pairs(
     pixels_NSS3: Pixels, captions: Sequence[Sequence[str]], params: MismatchParams, *, seed: int, threads: int
 ) -> PairScores:
-    """Score every row by networks that did not see it; the same input, seed and threads give the same.
+    """Score every row by networks that did not see it; the same input and seed give the same scores.
 
     Parameters
     ----------
@@ -101,28 +103,58 @@ def score_pairs(
     captions
         All captions of each row.
     """
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
     words_NV = presence([grams(row) for row in captions], at_least=params.word_rows, at_most=params.max_words)
     usable = np.flatnonzero(words_NV.any(axis=1))
     scores = np.full(len(captions), np.nan)
     if len(usable) < 4 * params.folds:
         return PairScores(scores, 0.5, words_NV.shape[1])
-    rng = np.random.default_rng([seed, 31])
-    fold_of = rng.permutation(len(usable)) % params.folds
+    pixels_NSS3, words_NV = pixels_NSS3[usable], words_NV[usable]
+    fold_of = np.random.default_rng([seed, 31]).permutation(len(usable)) % params.folds
     own_F, random_F = [np.empty((len(usable), 3)) for _ in range(2)]
-    for fold in range(params.folds):
-        learn, judge = usable[fold_of != fold], np.flatnonzero(fold_of == fold)
-        learn = np.sort(rng.permutation(learn)[: params.max_rows])
-        model = _fit(pixels_NSS3[learn], words_NV[learn], params, rng)
-        odds_NV = _log_odds(model, pixels_NSS3[usable[judge]], params.precision)
-        own_F[judge], random_F[judge] = _features(odds_NV, words_NV[usable[judge]], rng)
+    judged = _judge_folds(pixels_NSS3, words_NV, fold_of, params, seed, threads)
+    for fold, odds_NV in enumerate(judged):
+        places, rng = np.flatnonzero(fold_of == fold), np.random.default_rng([seed, 33, fold])
+        own_F[places], random_F[places] = _features(odds_NV, words_NV[places], rng)
     odds = _discriminate(own_F, random_F)
     prior = np.log(params.expected_fraction / (1 - params.expected_fraction))
     scores[usable] = 1 / (1 + np.exp(-np.clip(odds[: len(usable)] + prior, -500, 500)))
     return PairScores(scores, _separation(odds[: len(usable)], odds[len(usable) :]), words_NV.shape[1])
+
+
+def _judge_folds(
+    pixels_NSS3: Pixels,
+    words_NV: Words,
+    fold_of: npt.NDArray[np.int64],
+    params: MismatchParams,
+    seed: int,
+    threads: int,
+) -> list[npt.NDArray[np.float32]]:
+    """The log-odds of every word for each fold's rows, by a network that learned from the other folds.
+
+    Folds run side by side, each on one thread: with small layers that is faster than all threads on one
+    fold, it does not suffer when the machine is busy, and the number of threads does not change a bit.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    before = torch.get_num_threads()
+    models = []
+    for fold in range(params.folds):
+        torch.manual_seed(int(np.random.default_rng([seed, 34, fold]).integers(2**31)))
+        models.append(network(pixels_NSS3.shape[1], params.width, words_NV.shape[1]))
+
+    def judge(fold: int) -> npt.NDArray[np.float32]:
+        torch.set_num_threads(1)  # holds for the calling thread
+        rng = np.random.default_rng([seed, 35, fold])
+        learn = rng.permutation(np.flatnonzero(fold_of != fold))[: params.max_rows]
+        _fit(models[fold], pixels_NSS3[learn], words_NV[learn], params, rng)
+        return _log_odds(models[fold], pixels_NSS3[fold_of == fold], params.precision)
+
+    try:
+        with ThreadPoolExecutor(min(threads, params.folds)) as pool:
+            return list(pool.map(judge, range(params.folds)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def network(side: int, width: int, words: int) -> nn.Sequential:
@@ -161,20 +193,17 @@ def network(side: int, width: int, words: int) -> nn.Sequential:
         nn.Linear(4 * width * (side // 16) ** 2, 256),
         nn.BatchNorm1d(256),
         nn.ReLU(),
-        nn.Dropout(0.1),
         nn.Linear(256, words),
     )
 
 
 def _fit(
-    pixels: Pixels, words: npt.NDArray[np.bool_], params: MismatchParams, rng: np.random.Generator
-) -> nn.Sequential:
+    model: nn.Sequential, pixels: Pixels, words: Words, params: MismatchParams, rng: np.random.Generator
+) -> None:
     """Learn words from pixels by the binary cross-entropy, AdamW, and one cycle of the learning rate."""
     import torch
     from torch import nn
 
-    torch.manual_seed(int(rng.integers(2**31)))
-    model = network(pixels.shape[1], params.width, words.shape[1])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     share = torch.from_numpy(np.clip(words.mean(axis=0), 1e-4, 1 - 1e-4).astype(np.float32))
     last = model[-1]
@@ -200,7 +229,6 @@ def _fit(
             optimizer.step()
             schedule.step()
     model.eval()
-    return model
 
 
 def _log_odds(model: nn.Sequential, pixels: Pixels, precision: str) -> npt.NDArray[np.float32]:
@@ -222,7 +250,7 @@ def _forward(model: nn.Sequential, pixels: Pixels, precision: str) -> torch.Tens
 
 
 def _features(
-    odds_NV: npt.NDArray[np.float32], words_NV: npt.NDArray[np.bool_], rng: np.random.Generator
+    odds_NV: npt.NDArray[np.float32], words_NV: Words, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Three features a pair [N, 3], of the rows' own captions and of another row's, drawn at random.
 

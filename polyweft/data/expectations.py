@@ -166,8 +166,8 @@ def _outcome(rule: Rule, result: Any) -> Outcome:
         raise KeyError(f"{rule.check}: Great Expectations could not ask {rule.kind}: {faults}")
     found = result.result.get("unexpected_index_list") or []
     observed = result.result.get("observed_value")
-    if observed is None and "unexpected_percent" in result.result:
-        observed = f"{result.result['unexpected_percent']:.1f}% without it"
+    if observed is None and "unexpected_count" in result.result:
+        observed = f"{result.result['unexpected_count']} of {result.result['element_count']} rows without it"
     column = rule.arguments.get("column")
     return Outcome(
         rule,
