@@ -3,12 +3,15 @@
 DVC runs an experiment (`dvc exp run --temp` or `--queue`) in a copy of the repository below
 `.dvc/tmp/exps/`. State that must survive (tracking spools, checkpoints, MLflow's database) belongs to the
 main workspace, which this module finds from inside such a copy.
+
+`python -m polyweft.workspace ../some/source ...` makes sources outside the workspace findable from there.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 VARIABLE = "POLYWEFT_WORKSPACE"
@@ -95,6 +98,13 @@ def link_source_for_experiments(path: str) -> list[Path]:
     return [place for place in places if place.is_relative_to(experiments.parent) and _point(place, target)]
 
 
+def main(paths: list[str]) -> None:
+    """Command line: link each given source; prints the links."""
+    for path in paths:
+        for link in link_source_for_experiments(path):
+            print(f"{link} -> {link.readlink()}")
+
+
 def _normal(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
@@ -109,3 +119,7 @@ def _point(link: Path, target: Path) -> bool:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target, target_is_directory=True)
     return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -60,6 +60,11 @@ def test_nothing_is_linked_where_no_link_can_help_or_may_stand(folder: Path, sou
     assert workspace.link_source_for_experiments(source) == []
 
 
+def test_the_command_prints_its_links(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.main(["../shared/data", "inside"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_what_stands_in_the_way_is_left_alone_and_an_old_link_is_moved(folder: Path) -> None:
     exps = folder / ".dvc" / "tmp" / "exps"
     (exps / "shared").mkdir()
