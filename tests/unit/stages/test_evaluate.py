@@ -38,7 +38,7 @@ MODEL = ModelParams.model_validate(
             "normalization": "half",
             "background": [255, 255, 255],
             "max_pixels": 10_000,
-            "cnn": {"channels": [8, 8], "blocks": 1},
+            "cnn": {"channels": [8, 8], "blocks": [1, 1]},
             "vit": {"patch": 8, "width": 16, "layers": 1, "heads": 2, "pool": "mean"},
         },
         "text": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.0},
