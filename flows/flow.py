@@ -64,6 +64,9 @@ def polyweft() -> dict[str, str]:
         logging.getLogger(name).addFilter(_OneLine())
     key = processes.identity(os.getpid())
     assert key is not None
+    runner = processes.identity(os.getppid())
+    if runner and os.environ.get("PREFECT__FLOW_RUN_ID"):
+        processes.watch(runner, "flow: Prefect's runner, which started this flow, is gone; stopping.")
     outcomes: dict[str, str] = {}
     try:
         for stage in graph.stages():

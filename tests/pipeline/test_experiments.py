@@ -1,4 +1,4 @@
-"""A DVC experiment in a folder of its own finds a source beside the project, and is tracked in the main one."""
+"""A DVC experiment in a folder of its own finds a source beside the project; the main one tracks it."""
 
 from __future__ import annotations
 
