@@ -8,6 +8,7 @@ decided on (exit code 1) comes again with the same input, so it is tried again o
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 
 from prefect import flow, get_run_logger, task
@@ -65,7 +66,7 @@ def polyweft() -> dict[str, str]:
     key = processes.identity(os.getpid())
     assert key is not None
     runner = processes.identity(os.getppid())
-    if runner and os.environ.get("PREFECT__FLOW_RUN_ID"):
+    if runner and (multiprocessing.parent_process() or os.environ.get("PREFECT__FLOW_RUN_ID")):
         processes.watch(runner, "flow: Prefect's runner, which started this flow, is gone; stopping.")
     outcomes: dict[str, str] = {}
     try:
