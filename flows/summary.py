@@ -133,6 +133,7 @@ def _data(stages: dict[str, dict[str, Any]]) -> list[Row]:
 _COUNTS = {
     "rows": "rows",
     "rows_clean": "clean",
+    "rows_aligned": "kept",
     "repairs": "repaired",
     "quarantined": "quarantined",
     "findings": "findings",
