@@ -61,6 +61,9 @@ class AlignParams(Section):
     near_duplicates: Action = "report"
     near: NearParams = NearParams()
     leaks: Action = "report"
+    leak_media: list[Literal["audio", "video", "graph"]] = Field(
+        default=[], description="media besides pictures that leak where two splits share one"
+    )
     leaks_keep: Literal["evaluation", "train"] = Field(
         default="evaluation", description="which side of a leak stays where `leaks` is quarantine"
     )
@@ -168,6 +171,9 @@ def copies(
             pairs += [Pair(min(a, b), max(a, b), (i, j) in same, difference) for b in bearers[j]]
         for b in _first_of_splits(bearers[j], splits):
             pairs += [Pair(min(a, b), max(a, b), (i, j) in same, difference) for a in bearers[i]]
+    for medium in params.leak_media:
+        shared = equal_pairs([row[medium] for row in rows], splits)
+        pairs += [Pair(i, j, True, 0.0, medium) for i, j in shared if _apart(splits[i], splits[j])]
     return [_copy_finding(copy, rows) for copy in find_copies(pairs, splits, leaks_keep=params.leaks_keep)]
 
 
@@ -241,10 +247,16 @@ def _told_finding(told: LabelFromText) -> Finding:
 def _copy_finding(copy: Copy, rows: Sequence[dict[str, Any]]) -> Finding:
     row, other = rows[copy.row], rows[copy.other]
     alike = "the same content as" if copy.exact else "nearly the same picture as"
+    if copy.medium != "image":
+        alike = f"the same {copy.medium} as"
     check = "leaks" if copy.leak else "exact_duplicates" if copy.exact else "near_duplicates"
     where = f" of split {other['split']}, itself in {row['split']}" if copy.leak else ""
     detail = f"{alike} {other['id']}{where}"
     return Finding(row["id"], check, detail, other_id=other["id"], score=round(copy.difference, 6))
+
+
+def _apart(one: str | None, two: str | None) -> bool:
+    return one is not None and two is not None and one != two
 
 
 def _first_of_splits(places: Sequence[int], splits: Sequence[str | None]) -> list[int]:

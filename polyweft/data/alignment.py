@@ -50,7 +50,7 @@ class MismatchParams(Section):
     expected_fraction: float = Field(
         default=0.02, gt=0, lt=0.5, description="share of wrong pairs to reckon with, before looking"
     )
-    threshold: float = Field(default=0.5, gt=0, lt=1, description="rows with a higher score are named")
+    threshold: float = Field(default=0.3, gt=0, lt=1, description="rows with a higher score are named")
     max_fraction: float = Field(
         default=0.1, gt=0, le=1, description="at most this share is named, worst first"
     )
@@ -116,6 +116,8 @@ def score_pairs(
         places, rng = np.flatnonzero(fold_of == fold), np.random.default_rng([seed, 33, fold])
         own_F[places], random_F[places] = _features(odds_NV, words_NV[places], rng)
     odds = _discriminate(own_F, random_F)
+    if not np.isfinite(odds).all():  # learning diverged: better no score than a wrong one
+        return PairScores(scores, 0.5, words_NV.shape[1])
     prior = np.log(params.expected_fraction / (1 - params.expected_fraction))
     scores[usable] = 1 / (1 + np.exp(-np.clip(odds[: len(usable)] + prior, -500, 500)))
     return PairScores(scores, _separation(odds[: len(usable)], odds[len(usable) :]), words_NV.shape[1])

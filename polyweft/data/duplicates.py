@@ -46,12 +46,13 @@ class NearParams(Section):
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows `first` < `second` (places) that show the same; `difference` is 0 where the bytes are equal."""
+    """Rows `first` < `second` (places) that hold the same `medium`; `difference` is 0 for equal bytes."""
 
     first: int
     second: int
     exact: bool
     difference: float
+    medium: str = "image"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Copy:
     leak: bool
     exact: bool
     difference: float
+    medium: str = "image"
 
 
 def shrink(pixels_NSS3: Pixels) -> Pixels:
@@ -191,10 +193,11 @@ def find_copies(
         if known is None or _rank(pair, row) < _rank(known, row):
             best[row, leak] = pair
     return [
-        Copy(row, pair.first + pair.second - row, leak, pair.exact, pair.difference)
+        Copy(row, pair.first + pair.second - row, leak, pair.exact, pair.difference, pair.medium)
         for (row, leak), pair in sorted(best.items())
     ]
 
 
-def _rank(pair: Pair, row: int) -> tuple[bool, float, int]:
-    return not pair.exact, pair.difference, pair.first + pair.second - row
+def _rank(pair: Pair, row: int) -> tuple[bool, bool, float, int]:
+    """Of several reasons to name a row the picture's comes first, then the closest, then the earliest row."""
+    return pair.medium != "image", not pair.exact, pair.difference, pair.first + pair.second - row

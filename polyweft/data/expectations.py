@@ -124,8 +124,10 @@ def _run(frame: Any, rules: list[Rule], name: str, docs: Path) -> dict[str, Any]
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    for site in list(context.get_site_names()):
-        context.delete_data_docs_site(site)
+    for label, site in dict(context.variables.data_docs_sites or {}).items():
+        # The context makes itself a folder for pages and leaves it behind.
+        shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)
+        context.delete_data_docs_site(label)
     shutil.rmtree(docs, ignore_errors=True)
     context.add_data_docs_site("pages", _site(docs))
     asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("rows")

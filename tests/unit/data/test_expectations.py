@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_good_rows_meet_every_expectation_and_the_pages_are_written(tmp_path: Pa
     found = ask(tmp_path, ValidateParams())
     assert all(outcome.success for outcome in found.values())
     assert (tmp_path / "docs" / "index.html").is_file()
-    assert os.listdir(tmp_path) == ["docs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
 
 
 def test_each_fault_is_found_on_its_rows(tmp_path: Path) -> None:
@@ -78,6 +78,15 @@ def test_each_fault_is_found_on_its_rows(tmp_path: Path) -> None:
         "audio_seconds_range": [2],
     }
     assert found["caption_characters_range"].values == [10_000]
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    ask(tmp_path, ValidateParams())
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_rules_about_the_table_blame_no_row(tmp_path: Path) -> None:
