@@ -90,7 +90,7 @@ def perceptual_hashes(small_N: Pixels) -> npt.NDArray[np.uint64]:
     grey = small_N.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     steps = np.arange(SIDE)
     basis = np.cos(np.pi / SIDE * (steps[None] + 0.5) * np.arange(9)[:, None]).astype(np.float32)
-    frequencies = (basis @ grey @ basis.T).reshape(len(grey), -1)
+    frequencies = (basis @ grey @ basis.T).reshape(len(grey), 81)
     # 9 x 9 without the first row's and column's corner leaves 80; the 64 of lowest order are taken.
     order = np.argsort([u + v + 0.01 * u for u in range(9) for v in range(9)], kind="stable")[1:65]
     low = frequencies[:, order]
