@@ -54,7 +54,7 @@ serve: setup     ## Serve the champion with Triton, until Ctrl-C
 	python -m registry serve
 
 ui: setup        ## Show MLflow on http://127.0.0.1:5000, until Ctrl-C
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 test: setup lint types  ## Everything that CI checks
 	rm -f .coverage .coverage.*

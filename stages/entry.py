@@ -22,7 +22,14 @@ from polyweft.config import PARAMS_FILE, Section, load_section, read_yaml
 from polyweft.errors import PolyweftError
 from polyweft.io import write_json
 from polyweft.report import Report
-from polyweft.workspace import VARIABLE, git_commit, quiet_environment, state_folder, workspace
+from polyweft.workspace import (
+    VARIABLE,
+    git_commit,
+    link_source_for_experiments,
+    quiet_environment,
+    state_folder,
+    workspace,
+)
 from stages.clock import ImportClock, seconds_since_process_start
 
 Run = Callable[..., Report]
@@ -85,6 +92,9 @@ def _execute(run: Run, form: Signature, paths: dict[str, Path], startup: float) 
     watch_ancestor()
     sections = {p: load_section(cls, form.section_name(p)) for p, cls in form.sections.items()}
     deps, outs = graph_paths(form.stage)
+    if "DVC_EXP_NAME" not in os.environ:
+        for path in deps:
+            link_source_for_experiments(path)
     run_record = StageRun.begin(
         form.stage,
         params={form.section_name(p): section.model_dump() for p, section in sections.items()},

@@ -17,6 +17,7 @@ from polyweft.errors import TrainingError
 from polyweft.hashing import md5_path
 from polyweft.io import read_json, write_json
 from polyweft.models.build import ModelParams
+from polyweft.processes import guarded
 from polyweft.report import Report
 from polyweft.training.params import TrainParams
 from polyweft.workspace import state_folder
@@ -76,7 +77,7 @@ def _torchrun(spec: Path, processes: int, threads: int) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     log = spec.parent / "torchrun.log"
     with log.open("wb") as errors:
-        return subprocess.run(command, env=environment, stderr=errors, check=False).returncode
+        return subprocess.run(guarded(command), env=environment, stderr=errors, check=False).returncode
 
 
 def _reason(work: Path, code: int) -> str:

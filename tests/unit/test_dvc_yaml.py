@@ -25,7 +25,7 @@ PLUMBING = {
 }  # fmt: skip
 
 # What a stage starts as a program of its own, which its imports do not tell.
-PROGRAMS = {"train": ["polyweft.training.worker"]}
+PROGRAMS = {"train": ["polyweft.training.worker"], "register": ["registry.pyfunc_model"]}
 
 
 def _signature(stage: str) -> Signature:
