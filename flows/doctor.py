@@ -1,6 +1,6 @@
 """Say what this machine lacks, before anything is installed. Standard library only.
 
-`python flows/doctor.py` prints a line a check and ends with 1 where one fails; `--quiet` prints failures only.
+`python flows/doctor.py` prints a line a check and ends with 1 where one fails; `--quiet` prints failures.
 """
 
 from __future__ import annotations
