@@ -21,7 +21,7 @@ class MediaError(DataError):
     """One image, audio clip or video cannot be read: broken, too large, or not what its name says."""
 
 
-class CheckFailed(DataError):
+class CheckFailedError(DataError):
     """A data check that `params.yaml` set to `fail` found something."""
 
 

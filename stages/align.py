@@ -37,7 +37,7 @@ def run(params: AlignParams, runtime: RuntimeParams, *, ingested: Path, validate
 
     Raises
     ------
-    CheckFailed
+    CheckFailedError
         A check set to `fail` found something, or no row is left; nothing is written.
     """
     rows = read_table(validated / "manifest.parquet").to_pylist()

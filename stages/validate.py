@@ -11,7 +11,7 @@ import pyarrow as pa
 from polyweft.data.checks import Measured, ValidateParams, check_media, flat_view
 from polyweft.data.media import MediaStore
 from polyweft.data.records import SCHEMA, quarantine
-from polyweft.errors import CheckFailed
+from polyweft.errors import CheckFailedError
 from polyweft.io import read_table, write_table
 from polyweft.report import Report
 from stages.entry import enter
@@ -27,7 +27,7 @@ def run(params: ValidateParams, *, ingested: Path, out: Path) -> Report:
 
     Raises
     ------
-    CheckFailed
+    CheckFailedError
         More than `max_quarantined_fraction` of the source's rows are set aside, or an expectation about
         the table as a whole does not hold. The message names the check; nothing is written to `out`.
     """
@@ -92,7 +92,7 @@ def _refuse_much(
     worst, number = min(checks.items(), key=lambda item: (-item[1], item[0]))
     examples = [entry for entry in aside if entry["check"] == worst][:2]
     shown = "; ".join(f"{entry['id']!r}: {entry['reason']}" for entry in examples)
-    raise CheckFailed(
+    raise CheckFailedError(
         f"{count} of {before_count} rows fail ({count / before_count:.1%}), over "
         f"validate.max_quarantined_fraction {params.max_quarantined_fraction:.1%}. The check that most "
         f"fail is {worst} ({number} rows), for example {shown}. Correct the data, or that check's limit, "
@@ -105,7 +105,7 @@ def _refuse(broken: list[Outcome], count: int) -> None:
         listed = "; ".join(
             f"{o.rule.check} ({o.rule.kind}): expected {o.rule.allowed}, found {o.observed}" for o in broken
         )
-        raise CheckFailed(
+        raise CheckFailedError(
             f"the {count} rows that are left break {len(broken)} expectations about the table: {listed}. "
             f"Correct the data, or the limits in section `validate`. See {PAGES / 'table' / 'index.html'}."
         )

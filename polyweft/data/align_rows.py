@@ -25,7 +25,7 @@ from polyweft.data.duplicates import (
 )
 from polyweft.data.grams import canonical
 from polyweft.data.pair_checks import WHOLE, Finding, LabelFromText
-from polyweft.errors import CheckFailed
+from polyweft.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from polyweft.data.media import MediaStore
@@ -100,7 +100,7 @@ def align_rows(
 
     Raises
     ------
-    CheckFailed
+    CheckFailedError
         A check whose action is `fail` found something.
     MediaError
         A picture cannot be decoded: the manifest did not come from `validate`.
@@ -118,7 +118,7 @@ def align_rows(
     refuse(out.findings, params)
     gone = _set_aside(out, params)
     if not gone < {row["id"] for row in rows}:
-        raise CheckFailed(_nothing_left(out.quarantined))
+        raise CheckFailedError(_nothing_left(out.quarantined))
     _score(out, [row for row in rows if row["id"] not in gone], keys, pixels, params, runtime)
     refuse(out.findings, params)
     gone = _set_aside(out, params)
@@ -138,7 +138,7 @@ def small_pictures(
         try:
             pixels[place] = decode.decode_image_uint8(store.read(key), spec)
         except decode.MediaDecodeError as error:
-            raise CheckFailed(
+            raise CheckFailedError(
                 f"picture {key} cannot be decoded: {error}. Run `dvc repro validate`."
             ) from None
     return keys, pixels
@@ -178,7 +178,7 @@ def copies(
 
 
 def refuse(findings: Sequence[Finding], params: AlignParams) -> None:
-    """Raise `CheckFailed` for what checks with action `fail` found."""
+    """Raise `CheckFailedError` for what checks with action `fail` found."""
     failed = [finding for finding in findings if getattr(params, finding.check) == "fail"]
     if not failed:
         return
@@ -186,7 +186,7 @@ def refuse(findings: Sequence[Finding], params: AlignParams) -> None:
     for check, number in sorted(Counter(finding.check for finding in failed).items()):
         some = [f"{f.id!r}: {f.detail}" for f in failed if f.check == check][:2]
         parts.append(f"{check} ({number} findings, for example {'; '.join(some)})")
-    raise CheckFailed(
+    raise CheckFailedError(
         f"checks that section `align` sets to `fail` found something: {' and '.join(parts)}. Correct the "
         "data, or set the check to `quarantine` or `report`."
     )

@@ -225,6 +225,10 @@ def _resume(
         optimizer_state.setdefault(int(number), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+    for parameter, slots in optimizer.state.items():
+        for slot, tensor in slots.items():  # in the parameter's memory order: the fused step walks both alike
+            if tensor.shape == parameter.shape:
+                slots[slot] = torch.empty_like(parameter).copy_(tensor)
     progress = Progress(**{name: state[name] for name in vars(Progress())})
     say(f"resumed from step {progress.step}")
     return progress, _part(tensors, "best.") or None

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 
 TINY: dict[str, Any] = {
-    "ingest.scenes.samples": 320,
+    "ingest.scenes.samples": 400,
     "ingest.scenes.image_size": 32,
     "model.image.size": 32,
     "model.embedding_size": 32,
@@ -25,10 +25,11 @@ TINY: dict[str, Any] = {
     "model.text.layers": 1,
     "model.text.heads": 2,
     "model.head.hidden": 64,
-    "train.epochs": 3,
-    "train.batch_size": 32,
+    "train.epochs": 12,
+    "train.lr": 3e-3,
+    "train.batch_size": 16,
     "train.warmup_steps": 4,
-    "train.checkpoint_steps": 5,
+    "train.checkpoint_steps": 20,
     "evaluate.bootstrap_samples": 100,
     "export.metric_rows": 64,
     "export.golden_queries": 4,

@@ -14,7 +14,7 @@ from polyweft.config import RuntimeParams, parse_section
 from polyweft.data.align_rows import CHECKS, AlignParams
 from polyweft.data.checks import ValidateParams
 from polyweft.data.sources import IngestParams
-from polyweft.errors import CheckFailed, ConfigError, DataError
+from polyweft.errors import CheckFailedError, ConfigError, DataError
 from polyweft.io import read_table, write_table
 from polyweft.report import Report
 from stages import align, ingest, validate
@@ -81,7 +81,7 @@ def test_report_sets_nothing_aside(data: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_fail_names_the_check_and_writes_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"exact_duplicates \(6 findings, for example 'scene-"):
+    with pytest.raises(CheckFailedError, match=r"exact_duplicates \(6 findings, for example 'scene-"):
         run(data, tmp_path / "out", exact_duplicates="fail", mismatch=QUICK)
     assert not (tmp_path / "out").exists()
 
@@ -110,12 +110,12 @@ def test_captions_that_are_the_label_are_reported_or_refused(data: tuple[Path, P
     facts = run((data[0], told), tmp_path / "out", max_rows_per_caption=5, mismatch=QUICK).facts
     assert facts["findings_label_from_text"] == 1
     assert facts["findings_captions_repeated"] > 100
-    with pytest.raises(CheckFailed, match=r"tell the label of 100\.0%"):
+    with pytest.raises(CheckFailedError, match=r"tell the label of 100\.0%"):
         run((data[0], told), tmp_path / "no", label_from_text="fail", mismatch=QUICK)
 
 
 def test_a_check_that_takes_every_row_fails(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"no row is left.*pairs_complete alone"):
+    with pytest.raises(CheckFailedError, match=r"no row is left.*pairs_complete alone"):
         run(data, tmp_path, pairs_complete="quarantine", required=["video"], mismatch=QUICK)
 
 

@@ -13,7 +13,7 @@ from polyweft.data.checks import ValidateParams
 from polyweft.data.media import MediaWriter
 from polyweft.data.records import manifest, quarantine
 from polyweft.data.sources import IngestParams
-from polyweft.errors import CheckFailed
+from polyweft.errors import CheckFailedError
 from polyweft.io import read_table, write_table
 from stages import ingest, validate
 
@@ -97,7 +97,7 @@ def test_too_much_set_aside_fails_naming_the_worst_check(tmp_path: Path) -> None
     rows[9] = {"id": "odd", "captions": said("\x00")}
     ingested = made(tmp_path / "in", rows)
     with pytest.raises(
-        CheckFailed, match=r"5 of 10 rows fail \(50\.0%\).*caption_characters_range \(4 rows\).*'r0'"
+        CheckFailedError, match=r"5 of 10 rows fail \(50\.0%\).*caption_characters_range \(4 rows\).*'r0'"
     ):
         validate.run(ValidateParams(), ingested=ingested, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -115,6 +115,6 @@ def test_what_the_table_lacks_fails_the_stage(tmp_path: Path, content: dict[str,
     ingested = made(
         tmp_path / "in", [{"id": f"r{i}", "captions": said("fine"), "label": "only"} for i in range(10)]
     )
-    with pytest.raises(CheckFailed, match=word):
+    with pytest.raises(CheckFailedError, match=word):
         validate.run(ValidateParams.model_validate(content), ingested=ingested, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
