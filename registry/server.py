@@ -2,7 +2,7 @@
 
 A started server lives as long as the process that started it and no longer: `registry.supervise` stands
 between the two. `TRITON_URL` (host:port of gRPC) names a server to speak to instead; it must read the folder
-that `TRITON_REPOSITORY` names (default: `triton/models` in the workspace).
+that `TRITON_REPOSITORY` names (default: `served/models` in the workspace).
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ class Ports:
 
 
 def repository_root() -> Path:
-    """The repository's folder: `TRITON_REPOSITORY`, else `triton/models` in the workspace."""
+    """The repository's folder: `TRITON_REPOSITORY`, else `served/models` in the workspace.
+
+    Not `triton/`: stages run in the workspace, where torch would take such a folder for the package.
+    """
     given = os.environ.get(REPOSITORY_VARIABLE)
-    return Path(given).absolute() if given else workspace() / "triton" / "models"
+    return Path(given).absolute() if given else workspace() / "served" / "models"
 
 
 class Server:

@@ -128,7 +128,7 @@ def test_metrics_plots_push_and_pull_work(ran: Clone, tmp_path: Path) -> None:
 
 
 def test_a_candidate_of_no_steps_is_held_and_the_champion_stays(ran: Clone) -> None:
-    state = sorted((ran.folder / "triton" / "models").rglob("config.pbtxt"))
+    state = sorted((ran.folder / "served" / "models").rglob("config.pbtxt"))
     served = {path: path.read_bytes() for path in state}
     try:
         ran.set({"train.epochs": 0})

@@ -46,7 +46,7 @@ def export(tmp_path: Path) -> Path:
 def paths(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     monkeypatch.delenv("TRITON_URL", raising=False)
-    monkeypatch.setenv("TRITON_REPOSITORY", str(tmp_path / "triton" / "models"))
+    monkeypatch.setenv("TRITON_REPOSITORY", str(tmp_path / "served" / "models"))
     registered = tmp_path / "receipt.json"
     registered.write_text(json.dumps({"export_hash": "x", "name": NAME}))
     return {"exported": export, "registered": registered, "receipt": tmp_path / "deploy" / "receipt.json"}
@@ -83,7 +83,7 @@ def test_no_champion_changes_nothing(paths: dict[str, Path], monkeypatch: pytest
     assert "no champion" in report.run_facts["decision"]
     assert report.facts["golden_queries"] == 4
     assert 0 < report.facts["largest_difference"] <= 1e-5
-    assert not (paths["receipt"].parent.parent / "triton").exists()
+    assert not (paths["receipt"].parent.parent / "served").exists()
 
 
 def test_an_experiment_asks_neither_registry_nor_server(
@@ -114,7 +114,7 @@ def test_a_missing_serving_environment_names_make_setup(
     _champion(monkeypatch, Champion(export))
     with pytest.raises(ServingError, match="make setup"):
         run(PARAMS, **paths)
-    assert Repository(tmp_path / "triton" / "models", NAME).versions() == {}
+    assert Repository(tmp_path / "served" / "models", NAME).versions() == {}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ NAME = "tiny-process"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with a current version, left by a server that is gone."""
-    root = tmp_path_factory.mktemp("process") / "triton" / "models"
+    root = tmp_path_factory.mktemp("process") / "served" / "models"
     export = write_tiny_export(root.parent.parent / "export", seed=1)
     with Server(root) as server:
         roll_out(server.url, Repository(root, NAME), export)

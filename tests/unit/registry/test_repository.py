@@ -19,7 +19,7 @@ NAME = "tiny-model"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    return Repository(tmp_path / "triton" / "models", NAME)
+    return Repository(tmp_path / "served" / "models", NAME)
 
 
 @pytest.fixture
