@@ -109,7 +109,7 @@ def test_an_experiment_touches_no_alias_and_no_server(ran: Clone) -> None:
     ran.run("dvc", "exp", "run", "--temp", "-S", "train.epochs=1", "-n", "shorter")
     assert ran.run("python", "-m", "registry", "list") == before
     assert _json(ran.folder / ".polyweft" / "summary" / "deploy.json") == served
-    assert "shorter" in ran.run("dvc", "exp", "show", "--no-pager")
+    assert "shorter" in ran.run("dvc", "exp", "list", "--name-only")
     assert "Data and pipelines are up to date" in ran.run("dvc", "status")
     ran.run("dvc", "exp", "remove", "shorter")
 
