@@ -19,6 +19,7 @@ from polyweft.config import Section
 from polyweft.data import decode
 from polyweft.data.media import MediaStore
 from polyweft.data.records import MEDIA
+from polyweft.progress import track
 
 IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -145,7 +146,7 @@ def check_media(rows: Iterable[dict[str, Any]], store: MediaStore, params: Valid
     out = MediaCheck()
     rows = list(rows)
     with ThreadPoolExecutor(params.workers) as pool:
-        for batch in _batches(_media_keys(rows), 256):
+        for batch in track(list(_batches(_media_keys(rows), 256)), "opening media"):
             contents = [(key, store.read(key)) for key in batch]  # one reader: the store's handles are shared
             found = pool.map(lambda pair: _check(pair[0], pair[1], params), contents)
             out.measured.update(zip(batch, found, strict=True))

@@ -24,6 +24,7 @@ from polyweft.data.batches import Arrays, Batch, caption_choice, epoch_order, ta
 from polyweft.data.decode import ImageSpec
 from polyweft.errors import TrainingError
 from polyweft.models.dual_tower import MAX_LOGIT_SCALE, DualTower
+from polyweft.progress import Bar
 from polyweft.training import checkpoint
 from polyweft.training.augment import augment, draws
 from polyweft.training.distributed import World
@@ -71,7 +72,7 @@ def fit(
     seed: int,
     checkpoints: Path,
     log: Log,
-    say: Callable[[str], None],
+    bar: Bar,
 ) -> Result:
     """Train `model` in place and return the weights of the best validation score.
 
@@ -89,7 +90,7 @@ def fit(
     optimizer = adamw(model, lr=params.lr, weight_decay=params.weight_decay, betas=params.betas)
     pixels = Pixels(spec.mean, spec.std, world.device)
     fill_3 = torch.tensor(spec.background, device=world.device) / 255.0
-    progress, best = _resume(model, optimizer, checkpoints, say if world.is_main else _silent)
+    progress, best = _resume(model, optimizer, checkpoints, bar.say)
     resumed_from = progress.step
     begin, seen = time.perf_counter(), 0
     for epoch in range(progress.step // max(steps_an_epoch, 1), params.epochs):
@@ -127,6 +128,7 @@ def fit(
             progress.curve.append([float(f"{value:.6g}") for value in row])
             progress.step += 1
             seen += params.batch_size
+            bar.at(progress.step, total)
             if progress.step % 10 == 0:
                 log(dict(zip(CURVE[2:], progress.curve[-1][2:], strict=True)), progress.step)
             last = index + 1 == steps_an_epoch
@@ -134,7 +136,7 @@ def fit(
                 best = _choose(model, best, validation, pixels, params, progress, epoch, world)
                 log({f"validation_{k}": v for k, v in progress.validations[-1].items()}, progress.step)
                 speed = seen / (time.perf_counter() - begin)
-                say(_line(progress, epoch, params.epochs, speed))
+                bar.say(_line(progress, epoch, params.epochs, speed))
             if world.is_main and (progress.step % params.checkpoint_steps == 0 or progress.stopped):
                 checkpoint.save(checkpoints, progress.step, _tensors(model, optimizer, best), vars(progress))
     speed = seen / max(time.perf_counter() - begin, 1e-9)
@@ -278,7 +280,3 @@ def _not_finite(step: int, ids: list[str]) -> str:
         f"the loss of step {step} is not finite, over the samples {shown}. Lower train.lr, raise "
         "train.warmup_steps, or look at these samples; the last checkpoint is kept."
     )
-
-
-def _silent(_: str) -> None:
-    """Say nothing: every process but the first."""

@@ -25,6 +25,7 @@ from polyweft.errors import PolyweftError
 from polyweft.io import read_json, write_json, write_text
 from polyweft.models.build import ModelParams, build_model, image_spec, save_trained
 from polyweft.processes import die_with_parent
+from polyweft.progress import Bar
 from polyweft.stage_run import StageRun
 from polyweft.training.distributed import World, world
 from polyweft.training.loop import CURVE, Log, Result, fit
@@ -60,18 +61,19 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float) -> None:
     text = read_json(prepared / "text.json")
     model = build_model(model_params, classes=len(classes), text=text)
     train, validation = (load_arrays(prepared, name, pixels, tokenizer) for name in ("train", "validation"))
-    result = fit(
-        model,
-        params,
-        pixels,
-        train,
-        validation,
-        here,
-        seed=runtime.seed,
-        checkpoints=work,
-        log=_logger(here),
-        say=(lambda line: print(line, flush=True)) if here.is_main else (lambda line: None),
-    )
+    with Bar("training", shown=here.is_main) as bar:
+        result = fit(
+            model,
+            params,
+            pixels,
+            train,
+            validation,
+            here,
+            seed=runtime.seed,
+            checkpoints=work,
+            log=_logger(here),
+            bar=bar,
+        )
     if here.is_main:
         model.load_state_dict(result.weights)
         save_trained(out, model.cpu(), model_params, classes=classes, text=text)

@@ -19,8 +19,8 @@ STAGES = list(GRAPH)
 # Modules that start, watch and record a stage but shape none of its outputs.
 PLUMBING = {
     "polyweft", "polyweft.data", "polyweft.errors", "polyweft.evaluation", "polyweft.export",
-    "polyweft.hashing", "polyweft.models", "polyweft.processes", "polyweft.report", "polyweft.sender",
-    "polyweft.spool", "polyweft.stage_run", "polyweft.tracking", "polyweft.training",
+    "polyweft.hashing", "polyweft.models", "polyweft.processes", "polyweft.progress", "polyweft.report",
+    "polyweft.sender", "polyweft.spool", "polyweft.stage_run", "polyweft.tracking", "polyweft.training",
     "polyweft.workspace", "registry", "stages", "stages.clock", "stages.entry",
 }  # fmt: skip
 

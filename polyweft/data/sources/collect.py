@@ -17,6 +17,7 @@ from polyweft.data.records import MEDIA
 from polyweft.data.sources.repair import Finder
 from polyweft.data.sources.rows import IngestParams, Medium, SourceRow
 from polyweft.errors import DataError, MediaError
+from polyweft.progress import track
 
 _ROWS_AT_ONCE = 64  # rows whose media are held in memory
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -84,7 +85,7 @@ def collect(
     opener = _Opener(params, others)
     out, ids, count = Collected(), _Ids(), 0
     with ThreadPoolExecutor(threads) as pool:
-        for rows in _batches(source, _ROWS_AT_ONCE):
+        for rows in _batches(track(source, "reading rows"), _ROWS_AT_ONCE):
             for opened in pool.map(opener.open, rows):
                 count += 1
                 _sort(opened, ids.next(opened), params, store, out)

@@ -12,6 +12,7 @@ import torch
 from polyweft.data.batches import Arrays
 from polyweft.errors import TrainingError
 from polyweft.models.build import ModelParams, build_model, image_spec
+from polyweft.progress import Bar
 from polyweft.training.distributed import World
 from polyweft.training.loop import Result, fit
 from polyweft.training.params import TrainParams
@@ -81,7 +82,7 @@ def _fit(folder: Path, stop_at: int | None = None, rows: int = 40, **changes: An
 
     return fit(
         model, _params(**changes), image_spec(MODEL.image), _rows(rows, 1), _rows(16, 2), ALONE,
-        seed=3, checkpoints=folder, log=log, say=lambda line: None,
+        seed=3, checkpoints=folder, log=log, bar=Bar("test", shown=False),
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(tmp_path: P
         fit(
             model, _params(), image_spec(MODEL.image), _rows(40, 1), _rows(16, 2),
             World(0, 3, torch.device("cpu")), seed=3, checkpoints=tmp_path,
-            log=lambda metrics, step: None, say=lambda line: None,
+            log=lambda metrics, step: None, bar=Bar("test", shown=False),
         )  # fmt: skip
 
 
