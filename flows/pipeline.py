@@ -81,6 +81,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="serve the nightly schedule until Ctrl-C")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     try:
         return serve() if given.serve else run()
     except PolyweftError as error:

@@ -104,6 +104,10 @@ class Clone:
         with path.open("w", encoding="utf-8") as handle:
             yaml.dump(content, handle)
 
+    def stages(self) -> list[str]:
+        """The graph's stages, in its order."""
+        return list(YAML().load((self.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+
     def lock(self) -> str:
         """dvc.lock, byte for byte."""
         return (self.folder / "dvc.lock").read_text(encoding="utf-8")
