@@ -163,7 +163,7 @@ def _losses(
     """The weighted sum, the contrastive and the classification loss of this process's rows."""
     precision = torch.bfloat16 if params.precision == "bf16" else torch.float32
     present_B2 = _tensor(batch.present_B2, world)
-    # On CPUs the fused attention's backward in bf16 took 83 ms where the plain form took 25.
+    # On a CPU in bf16 six ViT-B blocks took 757 ms with the fused attention and 546 ms with the plain form.
     attention = SDPBackend.MATH if world.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
     with (
         sdpa_kernel([attention, SDPBackend.MATH]),
