@@ -1,7 +1,8 @@
-"""What every test may use: the real data, and an environment that sends no statistics."""
+"""What every test may use: the real data, and an environment that sends no statistics and lets git commit."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from polyweft.workspace import quiet_environment
 
 ROOT = Path(__file__).parent.parent
 quiet_environment()
+
+# Tests commit to repositories of their own; a new machine has told git of no one.
+for role in ("AUTHOR", "COMMITTER"):
+    os.environ.setdefault(f"GIT_{role}_NAME", "test")
+    os.environ.setdefault(f"GIT_{role}_EMAIL", "test@example.invalid")
 
 
 @pytest.fixture(scope="session")
