@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,32 @@ class ImageSpec:
     def from_dict(cls, content: dict[str, Any]) -> ImageSpec:
         """The inverse of `to_dict`."""
         return cls(**content)
+
+
+class Reader:
+    """Modality `image`: encoded bytes to normalised pixels; `spec` is `ImageSpec`'s dictionary."""
+
+    tensor = "pixel_values"
+    dtype = "float32"
+    pad = 0
+
+    def __init__(self, spec: dict[str, Any], folder: Path | None = None) -> None:
+        self.spec = ImageSpec.from_dict(spec)
+        self.shape = [3, self.spec.size, self.spec.size]
+
+    def raw(self, content: bytes) -> npt.NDArray[np.uint8]:
+        """uint8 [size, size, 3]; raises `MediaDecodeError`."""
+        return decode_image_uint8(content, self.spec)
+
+    def finish(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 [B, size, size, 3] to float32 [B, 3, size, size]."""
+        return normalise(raw, self.spec)
+
+    def read(self, contents: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        """Encoded images to float32 [B, 3, size, size]."""
+        size = self.spec.size
+        rows = [self.raw(content) for content in contents]
+        return self.finish(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8))
 
 
 def probe_image(data: bytes) -> tuple[str, int, int, str]:

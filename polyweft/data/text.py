@@ -36,6 +36,10 @@ class TokenizerError(ValueError):
     """The tokenizer's files are missing or malformed."""
 
 
+class TextDecodeError(ValueError):
+    """Bytes that are not UTF-8."""
+
+
 class _Drop(dict[int, int | None]):
     """A table for `str.translate`, filled as characters are met: None drops a character."""
 
@@ -165,6 +169,38 @@ class TextTokenizer:
     def _hashed(self, text: str) -> list[int]:
         pieces = _PIECE.findall(text.lower() if self.lowercase else text)
         return [_bucket(piece, self.vocabulary_size) for piece in pieces]
+
+
+class Reader:
+    """Modality `text`: UTF-8 to token ids; `folder` holds the tokenizer's files."""
+
+    tensor = "input_ids"
+    dtype = "int64"
+
+    def __init__(self, spec: dict[str, Any], folder: Path) -> None:
+        self.tokenizer = TextTokenizer.load(folder)
+        self.pad = self.tokenizer.pad_id
+        self.shape = [-1]
+
+    def raw(self, content: bytes) -> npt.NDArray[np.int64]:
+        """Token ids [T] of one text, start and end included; raises `TextDecodeError`."""
+        ids: npt.NDArray[np.int64] = self.read([content])[0]
+        return ids
+
+    def finish(self, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Padded token ids are what the model takes."""
+        return raw
+
+    def read(self, contents: Sequence[bytes], *, length: int | None = None) -> npt.NDArray[np.int64]:
+        """Texts to token ids [B, T], padded to the longest, or to `length`."""
+        return self.tokenizer.encode([_decoded(content) for content in contents], length=length)
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextDecodeError(f"text is not UTF-8: {error}; send UTF-8 bytes") from None
 
 
 def _bucket(piece: str, vocabulary_size: int) -> int:

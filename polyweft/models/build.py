@@ -1,108 +1,65 @@
-"""From the section `model` to a module, and from a folder of `train` to a predictor.
-
-A family or a tower is added here by one line; its code stands in a file of its own.
-"""
+"""From the section `model` to a module, and from a folder of `train` to a predictor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
 
-from polyweft.config import Section, parse_section
-from polyweft.data.decode import STATISTICS, ImageSpec
-from polyweft.errors import DataError
+from polyweft.config import parse_section
+from polyweft.data.reader import open_readers
+from polyweft.data.shards import open_dataset
+from polyweft.errors import ConfigError, DataError
 from polyweft.io import atomic_file, read_json, write_json
-from polyweft.models.dual_tower import ClassHead, DualTower, HeadParams, Tower
-from polyweft.models.image_cnn import CnnParams, ImageCnn
-from polyweft.models.image_vit import ImageVit, VitParams
+from polyweft.models.family import FAMILIES, BuildContext, Family, ModelParams
 from polyweft.models.predictor import FloatArray, IntArray
-from polyweft.models.text_transformer import TextParams, TextTransformer
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
-class ImageParams(Section):
-    """`model.image`: how an image becomes pixels, and which tower reads them."""
-
-    tower: Literal["cnn", "vit"]
-    size: int = Field(ge=8, le=1024, description="pixels a side")
-    resize: Literal["squash", "crop", "pad"]
-    normalization: Literal["imagenet", "clip", "half"]
-    background: list[int] = Field(min_length=3, max_length=3, description="RGB behind transparent pixels")
-    max_pixels: int = Field(ge=1, le=10**9, description="a larger image is refused before it is decoded")
-    cnn: CnnParams
-    vit: VitParams
+def build_model(params: ModelParams, context: BuildContext) -> Family:
+    """A module of the family that `params` name, with fresh weights from torch's generator."""
+    family: Family = importlib.import_module(FAMILIES[params.family]).build(params, context)
+    return family
 
 
-class ModelParams(Section):
-    """Section `model`."""
+def context_of_data(params: ModelParams, prepared: Path) -> BuildContext:
+    """What a model for the prepared data is built for.
 
-    family: Literal["dual_tower"]
-    embedding_size: int = Field(ge=8, le=4096)
-    feature_size: int = Field(ge=8, le=8192)
-    image: ImageParams
-    text: TextParams
-    head: HeadParams
-
-
-def image_spec(params: ImageParams) -> ImageSpec:
-    """The pixel settings that are saved with the model and that serving applies."""
-    mean, std = STATISTICS[params.normalization]
-    return ImageSpec(
-        size=params.size,
-        resize=params.resize,
-        mean=list(mean),
-        std=list(std),
-        background=list(params.background),
-        max_pixels=params.max_pixels,
-    )
-
-
-def build_model(params: ModelParams, *, classes: int, text: dict[str, Any]) -> DualTower:
-    """A module with fresh weights from torch's generator.
-
-    Parameters
-    ----------
-    classes
-        Number of classes; no head is built for fewer than two.
-    text
-        The content of the tokenizer's `text.json`.
+    Raises
+    ------
+    ConfigError
+        The data hold nothing of a modality that `model.encoders` names.
     """
-    towers: dict[str, Callable[[], Any]] = {
-        "cnn": lambda: ImageCnn(params.image.cnn),
-        "vit": lambda: ImageVit(params.image.vit, params.image.size),
-    }
-    image = towers[params.image.tower]()
-    words = TextTransformer(
-        params.text,
-        vocabulary_size=text["vocabulary_size"],
-        max_tokens=text["max_tokens"],
-        end_id=text["end_id"],
-    )
-    sizes = (params.feature_size, params.embedding_size)
-    head = ClassHead(params.head, params.feature_size, classes) if classes > 1 else None
-    return DualTower(Tower(image, image.out_features, *sizes), Tower(words, words.out_features, *sizes), head)
+    dataset = open_dataset(prepared)
+    lacking = [name for name in params.modalities if not dataset.modalities.get(name)]
+    if lacking:
+        there = [name for name, count in dataset.modalities.items() if count]
+        raise ConfigError(
+            f"model.encoders names {lacking[0]!r}, but no row of the data has it; they have {there}. "
+            "Leave the encoder out, or name the column in `ingest`."
+        )
+    text = read_json(prepared / "text.json") if "text" in params.modalities else {}
+    readers = open_readers(params.reader_specs(), prepared)
+    return BuildContext(dataset.classes, dataset.labels, readers, text)
 
 
-def save_trained(
-    folder: Path, module: nn.Module, params: ModelParams, *, classes: list[str], text: dict[str, Any]
-) -> None:
+def save_trained(folder: Path, module: nn.Module, params: ModelParams, context: BuildContext) -> None:
     """Write `model.safetensors` and `config.json` into `folder`; see `load_trained`."""
-    from safetensors.torch import save
-
     weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     with atomic_file(folder / "model.safetensors") as handle:
         handle.write(save(weights))
     config = {
         "model": params.model_dump(),
-        "classes": classes,
-        "image": image_spec(params.image).to_dict(),
-        "text": text,
+        "classes": context.classes,
+        "labels": context.labels,
+        "text": context.text,
     }
     write_json(folder / "config.json", config)
 
@@ -110,43 +67,39 @@ def save_trained(
 class TorchPredictor:
     """A trained module behind the `Predictor` protocol (see there for shapes), in evaluation mode."""
 
-    def __init__(self, module: DualTower, config: dict[str, Any]) -> None:
+    def __init__(self, module: Family, params: ModelParams, context: BuildContext) -> None:
         self.module = module.eval()
-        self.config = config
-        self.image_spec = ImageSpec.from_dict(config["image"])
-        self.classes: list[str] = config["classes"]
-        self.sees: str = config["model"]["head"]["sees"]
-        self.embedding_size: int = config["model"]["embedding_size"]
+        self.params, self.context = params, context
+        self.family, self.modalities = params.family, params.modalities
+        self.readers = context.readers
+        self.classes, self.labels = context.classes, context.labels
+        self.embedding_size = params.embedding_size
+        self.generates = module.decoder is not None
+        self.sees: list[str] = [] if module.head is None else list(module.head.sees)  # type: ignore[arg-type]
+        self.outputs: dict[str, list[int]] = {} if module.head is None else module.head.outputs()  # type: ignore[operator]
 
-    def images(self, pixels_B3HW: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """See `Predictor.images`."""
-        return self._pair(self.module.image, pixels_B3HW)
-
-    def texts(self, input_ids_BT: IntArray) -> tuple[FloatArray, FloatArray]:
-        """See `Predictor.texts`."""
-        return self._pair(self.module.text, input_ids_BT)
-
-    def classify(
-        self, image_features_BF: FloatArray, text_features_BF: FloatArray, present_B2: FloatArray
-    ) -> FloatArray:
-        """See `Predictor.classify`."""
-        import torch
-
-        assert self.module.head is not None, "this model has no classes"
+    def encode(self, modality: str, inputs: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """See `Predictor.encode`."""
         with torch.no_grad():
-            parts = (
-                torch.from_numpy(np.ascontiguousarray(part))
-                for part in (image_features_BF, text_features_BF, present_B2)
-            )
-            out: FloatArray = self.module.head(*parts).softmax(dim=1).numpy()
-        return out
-
-    def _pair(self, tower: nn.Module, inputs: Any) -> tuple[FloatArray, FloatArray]:
-        import torch
-
-        with torch.no_grad():
-            embedding, features = tower(torch.from_numpy(np.ascontiguousarray(inputs)))
+            embedding, features = self.module.towers[modality](_tensor(inputs))
         return embedding.numpy(), features.numpy()
+
+    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
+        """See `Predictor.answer`."""
+        assert self.module.head is not None, "this model has no head"
+        with torch.no_grad():
+            raw = self.module.head({m: _tensor(part) for m, part in features.items()}, _tensor(present_BM))
+            answers = self.module.head.answers(raw)  # type: ignore[operator]
+        return {name: tensor.numpy() for name, tensor in answers.items()}
+
+    def decode(self, input_ids_BT: IntArray, image_features_BLF: FloatArray) -> FloatArray:
+        """See `Predictor.decode`."""
+        assert self.module.decoder is not None, "this model writes no captions"
+        with torch.no_grad():
+            logits: FloatArray = self.module.decoder(
+                _tensor(input_ids_BT), _tensor(image_features_BLF)
+            ).numpy()
+        return logits
 
 
 def load_trained(trained: Path, *, threads: int) -> TorchPredictor:
@@ -157,14 +110,12 @@ def load_trained(trained: Path, *, threads: int) -> TorchPredictor:
     DataError
         A file is missing, or the weights are not those of the configuration beside them.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     torch.set_num_threads(threads)
     config = read_json(trained / "config.json")
     params = parse_section(ModelParams, "model", config["model"], where=str(trained / "config.json"))
-    module = build_model(params, classes=len(config["classes"]), text=config["text"])
+    readers = open_readers(params.reader_specs(), trained)
+    context = BuildContext(config["classes"], config["labels"], readers, config["text"])
+    module = build_model(params, context)
     try:
         module.load_state_dict(load_file(trained / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -172,4 +123,8 @@ def load_trained(trained: Path, *, threads: int) -> TorchPredictor:
             f"{trained / 'model.safetensors'} does not hold the weights that config.json describes: {error}. "
             "Run `dvc repro train`."
         ) from error
-    return TorchPredictor(module, config)
+    return TorchPredictor(module, params, context)
+
+
+def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,92 +1,92 @@
-"""Family `dual_tower`: CLIP's form (Radford et al., 2021) with a class head on the joint features.
+"""Family `dual_tower`: CLIP's form (Radford et al., 2021), with a head on the towers' features.
 
-Takes pixels and token ids; returns unit-length embeddings of each in one space, and class logits from the
-features of the modalities that the head sees. Served: image bytes and text to embeddings and class
-probabilities. Shape suffixes: B rows, T tokens, D embedding size, F feature size, C classes.
+Takes two modalities (image and text, or others); returns their unit-length embeddings in one space and, with
+a head, its tasks' answers. Served: raw bytes of each to `<modality>_embedding`, and `probabilities` where there
+are classes. Shape suffixes: B rows, M modalities, D embedding size, F feature size.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from polyweft.config import Section
+from polyweft.losses.contrastive import ContrastParams, pairwise
+from polyweft.losses.targets import Targets
+from polyweft.models.family import BuildContext, Family, ModelParams, build_encoders
+from polyweft.models.head import Head, HeadParams, build_head
+from polyweft.models.tower import Tower
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP clamps the logit scale here, so that similarities are multiplied by 100 at most."""
 
 
-class HeadParams(Section):
-    """`model.head`: what the class head sees, its hidden width, dropout before it."""
+class Params(ModelParams):
+    """Section `model` of this family."""
 
-    sees: Literal["image", "text", "both"]
-    hidden: int = Field(ge=8, le=8192)
-    dropout: float = Field(ge=0.0, lt=1.0)
+    contrast: ContrastParams
+    head: HeadParams | None = None
+
+    @model_validator(mode="after")
+    def _two_modalities(self) -> Params:
+        if len(self.encoders) != 2 or not self.embedding_size:
+            raise ValueError(
+                f"dual_tower joins two modalities in a space of embedding_size 1 or more; encoders are "
+                f"{list(self.encoders)} and embedding_size is {self.embedding_size}"
+            )
+        return self
 
 
-class Tower(nn.Module):
-    """A modality's encoder, brought to `feature_size`, and its projection into the joint space."""
+class DualTower(Family):
+    """Two towers, a learnable temperature (and SigLIP's bias), and a head where there are tasks."""
 
-    def __init__(self, encoder: nn.Module, encoder_size: int, feature_size: int, embedding_size: int) -> None:
+    def __init__(self, towers: dict[str, nn.Module], contrast: ContrastParams, head: Head | None) -> None:
         super().__init__()
-        self.encoder = encoder
-        same = encoder_size == feature_size
-        self.features = nn.Identity() if same else nn.Linear(encoder_size, feature_size)
-        self.projection = nn.Linear(feature_size, embedding_size, bias=False)
+        self.towers, self.contrast, self.head = nn.ModuleDict(towers), contrast, head
+        self.logit_scale = nn.Parameter(torch.tensor(contrast.initial_logit_scale))
+        self.logit_bias = nn.Parameter(torch.tensor(contrast.initial_bias))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's input to a unit-length embedding (B, D) and features (B, F), both float32."""
-        features_BF = self.features(self.encoder(x)).float()
-        embedding_BD = self.projection(features_BF).float()
-        return nn.functional.normalize(embedding_BD, dim=1), features_BF
-
-
-class ClassHead(nn.Module):
-    """Features of the modalities it sees to class logits; an absent modality is a learned vector."""
-
-    def __init__(self, params: HeadParams, feature_size: int, classes: int) -> None:
-        super().__init__()
-        self.columns = {"image": (0,), "text": (1,), "both": (0, 1)}[params.sees]
-        self.absent = nn.Parameter(torch.zeros(2, feature_size))
-        self.layers = nn.Sequential(
-            nn.LayerNorm(feature_size * len(self.columns)),
-            nn.Dropout(params.dropout),
-            nn.Linear(feature_size * len(self.columns), params.hidden),
-            nn.GELU(),
-            nn.Dropout(params.dropout),
-            nn.Linear(params.hidden, classes),
-        )
-
-    def forward(self, image_features_BF: Tensor, text_features_BF: Tensor, present_B2: Tensor) -> Tensor:
-        """Features (B, F) and presence (B, 2; 1 where image, text is there) to logits (B, C)."""
-        parts = []
-        for column in self.columns:
-            features_BF = (image_features_BF, text_features_BF)[column]
-            there_B1 = present_B2[:, column : column + 1]
-            parts.append(there_B1 * features_BF + (1.0 - there_B1) * self.absent[column])
-        logits: Tensor = self.layers(torch.cat(parts, dim=1))
-        return logits.float()
-
-
-class DualTower(nn.Module):
-    """An image tower, a text tower, a learnable temperature, and a class head where there are classes."""
-
-    def __init__(self, image: Tower, text: Tower, head: ClassHead | None) -> None:
-        super().__init__()
-        self.image, self.text, self.head = image, text, head
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
-
-    def forward(
-        self, pixels_B3HW: Tensor, ids_BT: Tensor, present_B2: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Image embeddings (B, D), text embeddings (B, D), class logits (B, C) or None."""
-        image_BD, image_features_BF = self.image(pixels_B3HW)
-        text_BD, text_features_BF = self.text(ids_BT)
-        logits_BC = None
+    def forward(self, inputs: dict[str, Tensor], present_BM: Tensor) -> dict[str, Tensor]:
+        """`<modality>_embedding` (B, D), `scale` and `bias` (B,), and `head.<task>` logits."""
+        outputs: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        for name, tower in self.towers.items():
+            outputs[f"{name}_embedding"], features[name] = tower(inputs[name])
+        outputs["scale"] = self.logit_scale.exp().expand(len(present_BM))
+        outputs["bias"] = self.logit_bias.expand(len(present_BM))
         if self.head is not None:
-            logits_BC = self.head(image_features_BF, text_features_BF, present_B2)
-        return image_BD, text_BD, logits_BC
+            raw = self.head(features, present_BM)
+            outputs |= {f"head.{task}": values for task, values in raw.items()}
+        return outputs
+
+    def losses(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """`contrastive`, and one loss a task."""
+        embeddings = {name: outputs[f"{name}_embedding"] for name in self.towers}
+        contrastive = pairwise(embeddings, outputs["scale"], outputs["bias"], targets, self.contrast)
+        losses = {"contrastive": self.contrast.weight * contrastive}
+        if self.head is not None:
+            raw = {name.removeprefix("head."): v for name, v in outputs.items() if name.startswith("head.")}
+            losses |= self.head.losses(raw, targets)
+        return losses
+
+    def after_step(self) -> None:
+        """CLIP's clamp of the temperature."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def facts(self) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": math.exp(-float(self.logit_scale.detach()))}
+
+
+def build(params: Params, context: BuildContext) -> DualTower:
+    """Fresh weights from torch's generator."""
+    head = build_head(params.head, params.modalities, params.feature_size, context)
+    tokens = head is not None and head.takes_tokens
+    towers: dict[str, nn.Module] = {
+        name: Tower(encoder, params.feature_size, params.embedding_size, tokens=tokens)
+        for name, encoder in build_encoders(params, context).items()
+    }
+    return DualTower(towers, params.contrast, head)

@@ -1,48 +1,61 @@
 """What evaluation, the gate and serving ask of a model, be it PyTorch or ONNX: arrays in, arrays out.
 
-Shape suffixes: B rows, H and W pixels, T tokens, D embedding size, F feature size, C classes.
+Shape suffixes: B rows, M modalities, L positions, T tokens, V vocabulary, D embedding size, F feature size.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polyweft.data.decode import ImageSpec
+from polyweft.data.reader import Reader
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 
 class Predictor(Protocol):
-    """A model that embeds images and texts into one space and classifies from their features.
+    """A model that embeds several modalities into one space, answers its tasks, or writes captions.
 
     Attributes
     ----------
-    image_spec
-        How an image's bytes become pixels; see `polyweft.data.decode`.
-    classes
-        Names of the classes, in the order of `classify`'s columns; empty where there is no class head.
+    family
+        As `model.family` names it.
+    modalities
+        What it takes, in the order of `present`'s columns.
+    readers
+        By modality: how bytes become its input.
+    classes, labels
+        Names of the exclusive classes, and of the labels of which a row may bear several.
     sees
-        What the class head looks at: `image`, `text` or `both`.
+        The modalities that its head looks at; empty without a head.
+    outputs
+        The head's outputs by name, with the shape of one row: `probabilities` [C] over `classes`,
+        `label_probabilities` [K] over `labels`, `value` [1].
     embedding_size
-        D.
+        D; 0 where there is no joint space.
+    generates
+        Whether it writes captions: `decode` may be called.
     """
 
-    image_spec: ImageSpec
+    family: str
+    modalities: list[str]
+    readers: dict[str, Reader]
     classes: list[str]
-    sees: str
+    labels: list[str]
+    sees: list[str]
+    outputs: dict[str, list[int]]
     embedding_size: int
+    generates: bool
 
-    def images(self, pixels_B3HW: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Normalised pixels to unit-length embeddings (B, D) and features (B, F)."""
+    def encode(self, modality: str, inputs: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """A modality's input to unit-length embeddings (B, D) and features (B, F) or (B, L, F)."""
 
-    def texts(self, input_ids_BT: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Token ids, padded after the end token, to unit-length embeddings (B, D) and features (B, F)."""
+    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
+        """Features of every modality, and 1 in `present` where a row has it, to the head's outputs."""
 
-    def classify(
-        self, image_features_BF: FloatArray, text_features_BF: FloatArray, present_B2: FloatArray
-    ) -> FloatArray:
-        """Features to class probabilities (B, C); `present`: 1 where image (column 0), text (1) is there."""
+    def decode(self, input_ids_BT: IntArray, image_features_BLF: FloatArray) -> FloatArray:
+        """Token ids so far and an image's features to the next tokens' logits (B, T, V)."""

@@ -1,0 +1,60 @@
+"""The modalities: one line each. What a line names does the work; nothing else lists modalities.
+
+To add one, write a file with a `Reader` (bytes to the model's input; serving runs that file verbatim) and an
+encoder (`Params`, `reader_spec`, `build`), and name it here. One file may hold both where torch is imported
+inside its functions. docs/guide/extending.md walks through an example.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
+AUDIO_EXTENSIONS = frozenset({"wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "w64"})
+VIDEO_EXTENSIONS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg"})
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Where a modality's code stands.
+
+    Attributes
+    ----------
+    reader
+        Module with the class `Reader`. Serving runs its file verbatim: it imports the standard library,
+        numpy, Pillow, soundfile, tokenizers and PyAV only, and nothing of Polyweft.
+    encoder
+        Module with `Params` (the section `model.encoders.<name>`), `reader_spec(params)` and
+        `build(params, reader)`.
+    extensions
+        Of its files in shards, without the dot; empty for text, whose captions stand in the sample's JSON.
+    """
+
+    reader: str
+    encoder: str
+    extensions: frozenset[str]
+
+
+MODALITIES: dict[str, Modality] = {
+    "image": Modality("polyweft.data.decode", "polyweft.models.image", IMAGE_EXTENSIONS),
+    "text": Modality("polyweft.data.text", "polyweft.models.text", frozenset()),
+    "audio": Modality("polyweft.data.audio", "polyweft.models.audio", AUDIO_EXTENSIONS),
+    "video": Modality("polyweft.data.video", "polyweft.models.video", VIDEO_EXTENSIONS),
+    "graph": Modality("polyweft.data.graph", "polyweft.models.graph", frozenset({"graph"})),
+}
+"""In this order they stand in `present`, in manifests and in reports."""
+
+MEDIA = tuple(name for name, modality in MODALITIES.items() if modality.extensions)
+"""The modalities whose content is a file."""
+
+
+def reader_module(name: str) -> Any:
+    """The module with the class `Reader` of modality `name`."""
+    return importlib.import_module(MODALITIES[name].reader)
+
+
+def encoder_module(name: str) -> Any:
+    """The module with `Params`, `reader_spec` and `build` of modality `name`; it may import torch."""
+    return importlib.import_module(MODALITIES[name].encoder)
