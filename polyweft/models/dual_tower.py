@@ -7,20 +7,14 @@ are classes. Shape suffixes: B rows, M modalities, D embedding size, F feature s
 
 from __future__ import annotations
 
-import math
-
-import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from polyweft.losses.contrastive import ContrastParams, pairwise
+from polyweft.losses.contrastive import ContrastParams, Scale, contrast
 from polyweft.losses.targets import Targets
 from polyweft.models.family import BuildContext, Family, ModelParams, build_encoders
 from polyweft.models.head import Head, HeadParams, build_head
 from polyweft.models.tower import Tower
-
-MAX_LOGIT_SCALE = math.log(100.0)
-"""CLIP clamps the logit scale here, so that similarities are multiplied by 100 at most."""
 
 
 class Params(ModelParams):
@@ -42,11 +36,10 @@ class Params(ModelParams):
 class DualTower(Family):
     """Two towers, a learnable temperature (and SigLIP's bias), and a head where there are tasks."""
 
-    def __init__(self, towers: dict[str, nn.Module], contrast: ContrastParams, head: Head | None) -> None:
+    def __init__(self, towers: dict[str, nn.Module], params: ContrastParams, head: Head | None) -> None:
         super().__init__()
-        self.towers, self.contrast, self.head = nn.ModuleDict(towers), contrast, head
-        self.logit_scale = nn.Parameter(torch.tensor(contrast.initial_logit_scale))
-        self.logit_bias = nn.Parameter(torch.tensor(contrast.initial_bias))
+        self.towers, self.contrast, self.head = nn.ModuleDict(towers), params, head
+        self.scale = Scale(params.loss)
 
     def forward(self, inputs: dict[str, Tensor], present_BM: Tensor) -> dict[str, Tensor]:
         """`<modality>_embedding` (B, D), `scale` and `bias` (B,), and `head.<task>` logits."""
@@ -54,31 +47,26 @@ class DualTower(Family):
         features: dict[str, Tensor] = {}
         for name, tower in self.towers.items():
             outputs[f"{name}_embedding"], features[name] = tower(inputs[name])
-        outputs["scale"] = self.logit_scale.exp().expand(len(present_BM))
-        outputs["bias"] = self.logit_bias.expand(len(present_BM))
+        outputs |= self.scale(len(present_BM))
         if self.head is not None:
-            raw = self.head(features, present_BM)
-            outputs |= {f"head.{task}": values for task, values in raw.items()}
+            outputs |= {f"head.{task}": values for task, values in self.head(features, present_BM).items()}
         return outputs
 
     def losses(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """`contrastive`, and one loss a task."""
-        embeddings = {name: outputs[f"{name}_embedding"] for name in self.towers}
-        contrastive = pairwise(embeddings, outputs["scale"], outputs["bias"], targets, self.contrast)
-        losses = {"contrastive": self.contrast.weight * contrastive}
-        if self.head is not None:
+        losses = contrast(outputs, targets, list(self.towers), self.contrast)
+        if isinstance(self.head, Head):
             raw = {name.removeprefix("head."): v for name, v in outputs.items() if name.startswith("head.")}
             losses |= self.head.losses(raw, targets)
         return losses
 
     def after_step(self) -> None:
         """CLIP's clamp of the temperature."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        self.scale.clamp()
 
     def facts(self) -> dict[str, float]:
         """The temperature."""
-        return {"temperature": math.exp(-float(self.logit_scale.detach()))}
+        return self.scale.facts()
 
 
 def build(params: Params, context: BuildContext) -> DualTower:

@@ -34,7 +34,15 @@ def draws(rows: int, *, seed: int, epoch: int) -> npt.NDArray[np.float32]:
     return (generator.random((rows, 10)) * 2 - 1).astype(np.float32)
 
 
-def augment(pixels_B3SS: Tensor, draws_B10: Tensor, params: AugmentParams, fill_3: Tensor) -> Tensor:
+def presence_draws(rows: int, modalities: int, *, seed: int, epoch: int) -> npt.NDArray[np.float32]:
+    """Numbers in [0, 1) for modality dropout, float32 (N, M)."""
+    generator = np.random.Generator(np.random.Philox(key=[seed + 2**34, epoch]))
+    return generator.random((rows, modalities), dtype=np.float32)
+
+
+def augment(
+    pixels_B3SS: Tensor, draws_B10: Tensor, params: AugmentParams, fill_3: Tensor, size: int
+) -> Tensor:
     """Move, turn, mirror and recolour each image by its row of draws.
 
     Parameters
@@ -55,9 +63,12 @@ def augment(pixels_B3SS: Tensor, draws_B10: Tensor, params: AugmentParams, fill_
             torch.stack([cos * mirror, -sin, shift_x], dim=1),
             torch.stack([sin * mirror, cos, shift_y], dim=1),
         )
-        grid = functional.affine_grid(torch.stack(rows, dim=1), list(out.shape), align_corners=False)
+        shape = [*out.shape[:2], size, size]
+        grid = functional.affine_grid(torch.stack(rows, dim=1), shape, align_corners=False)
         fill_131 = fill_3[None, :, None, None]
         out = functional.grid_sample(out - fill_131, grid, align_corners=False) + fill_131
+    elif size != out.shape[-1]:
+        out = functional.interpolate(out, size=size, mode="area")
     if params.contrast:
         middle = out.mean(dim=(1, 2, 3), keepdim=True)
         out = (out - middle) * (1 + draws_B10[:, 5, None, None, None] * params.contrast) + middle

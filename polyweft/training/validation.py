@@ -1,96 +1,108 @@
 """The score that early stopping and the choice of the best weights go by.
 
-Shape suffixes: N rows of the validation split, D embedding size, C classes.
+Shape suffixes: N rows of the validation split, B rows of a batch, D embedding size, C classes, K labels.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+import itertools
 
-from polyweft.data.batches import Arrays, take
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from polyweft.data.batches import Arrays, choose_contents, take
+from polyweft.losses.gather import gather_rows
+from polyweft.models.family import Family
 from polyweft.training.distributed import World
-from polyweft.training.losses import gather_rows
+from polyweft.training.feed import Feed
 
 ROWS_AT_ONCE = 256
 
+Floats = npt.NDArray[np.float32]
 
-def validate(module: nn.Module, arrays: Arrays, pixels: Pixels, world: World) -> dict[str, float]:
-    """Accuracy and Recall@1 both ways on a split, each row with its first caption; and their mean, `score`.
 
-    The rows are divided over the processes, and every process returns the same numbers. What the split
-    cannot tell (no labels, no pairs) is left out; `score` is absent when nothing is left.
+def validate(model: Family, arrays: Arrays, feed: Feed, world: World) -> dict[str, float]:
+    """What the split tells of the model, each row with its first content; and the mean of it, `score`.
+
+    Recall@1 between each two modalities both ways, `accuracy` of single-label and binary tasks, `label_f1`
+    (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)), `caption_likelihood` (the inverse of the
+    captions' perplexity). The rows are divided over the processes, and every process returns the same numbers.
+    What the split cannot tell is left out; `score` is absent when nothing is left.
     """
-    caption_N = np.where(arrays.has_text_N, arrays.first_caption_N1[:-1], -1)
+    chosen = choose_contents(arrays, seed=0, epoch=None)
     share = -(-len(arrays) // world.size)
-    mine = np.arange(world.rank * share, (world.rank + 1) * share)
-    mine_clipped = np.minimum(mine, len(arrays) - 1)
-    parts: list[tuple[Tensor, ...]] = []
-    was_training = module.training
-    module.eval()
+    mine = np.minimum(np.arange(world.rank * share, (world.rank + 1) * share), len(arrays) - 1)
+    parts: list[dict[str, Tensor]] = []
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
         for begin in range(0, share, ROWS_AT_ONCE):
-            batch = take(arrays, mine_clipped[begin : begin + ROWS_AT_ONCE], caption_N)
-            image_BD, text_BD, logits_BC = module(
-                pixels.plain(batch.pixels_BSS3),
-                torch.from_numpy(batch.ids_BT).to(world.device),
-                torch.from_numpy(batch.present_B2).to(world.device),
-            )
-            guess_B = image_BD.new_zeros(len(batch.rows_B)) if logits_BC is None else logits_BC.argmax(1)
-            parts.append((image_BD, text_BD, guess_B.to(torch.int64)))
-    module.train(was_training)
-    image_ND, text_ND, guess_N = (
-        gather_rows(torch.cat(column)).cpu()[: len(arrays)] for column in zip(*parts, strict=True)
-    )
-    return _score(arrays, caption_N, image_ND, text_ND, guess_N, module.head is not None)
-
-
-def _score(
-    arrays: Arrays, caption_N: np.ndarray, image_ND: Tensor, text_ND: Tensor, guess_N: Tensor, head: bool
-) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    labelled_N = arrays.class_N >= 0
-    if head and labelled_N.any():
-        right_N = guess_N.numpy() == arrays.class_N
-        scores["accuracy"] = float(right_N[labelled_N].mean())
-    paired_N = arrays.has_image_N & (caption_N >= 0)
-    if paired_N.any():
-        text_key = arrays.text_key_M[caption_N[paired_N]]
-        image_key = arrays.image_key_N[paired_N]
-        right = (text_key[:, None] == text_key[None]) | (image_key[:, None] == image_key[None])
-        cosine = (image_ND[paired_N] @ text_ND[paired_N].T).numpy()
-        scores["image_to_text_recall_at_1"] = _recall_at_1(cosine, right)
-        scores["text_to_image_recall_at_1"] = _recall_at_1(cosine.T, right.T)
+            batch = take(arrays, mine[begin : begin + ROWS_AT_ONCE], chosen)
+            present_BM = torch.from_numpy(batch.present_BM).to(world.device)
+            outputs = model(feed.inputs(batch), present_BM)
+            parts.append({name: value for name, value in outputs.items() if _told(name)})
+    model.train(was_training)
+    found = {
+        name: gather_rows(torch.cat([part[name] for part in parts]).float()).cpu().numpy()[: len(arrays)]
+        for name in sorted(parts[0])
+    }
+    scores = _retrieval(arrays, chosen, found) | _tasks(arrays, found)
+    if "caption_loss" in found:
+        counted_N = found["caption_tokens"] > 0
+        if counted_N.any():
+            mean = found["caption_loss"][counted_N].sum() / found["caption_tokens"][counted_N].sum()
+            scores["caption_likelihood"] = float(np.exp(-mean))
     if scores:
         scores["score"] = sum(scores.values()) / len(scores)
     return scores
 
 
-def _recall_at_1(cosine: np.ndarray, right: np.ndarray) -> float:
+def _told(name: str) -> bool:
+    return name.endswith("_embedding") or name.startswith("head.") or name.startswith("caption_")
+
+
+def _retrieval(
+    arrays: Arrays, chosen: dict[str, npt.NDArray[np.int64]], found: dict[str, Floats]
+) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for one, other in itertools.combinations(arrays.contents, 2):
+        paired_N = (chosen[one] >= 0) & (chosen[other] >= 0)
+        if f"{one}_embedding" not in found or f"{other}_embedding" not in found or not paired_N.any():
+            continue
+        first, second = (found[f"{name}_embedding"][paired_N] for name in (one, other))
+        keys = [chosen[name][paired_N] for name in (one, other)]
+        right = (keys[0][:, None] == keys[0][None]) | (keys[1][:, None] == keys[1][None])
+        cosine = first @ second.T
+        scores[f"{one}_to_{other}_recall_at_1"] = _recall_at_1(cosine, right)
+        scores[f"{other}_to_{one}_recall_at_1"] = _recall_at_1(cosine.T, right.T)
+    return scores
+
+
+def _tasks(arrays: Arrays, found: dict[str, Floats]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    labelled_N = arrays.class_N >= 0
+    if "head.single_label" in found and labelled_N.any():
+        right_N = found["head.single_label"].argmax(axis=1) == arrays.class_N
+        scores["accuracy"] = float(right_N[labelled_N].mean())
+    if "head.binary" in found and labelled_N.any():
+        right_N = (found["head.binary"][:, 0] > 0) == (arrays.class_N == 1)
+        scores["accuracy"] = float(right_N[labelled_N].mean())
+    borne_NK = arrays.labels_NK
+    if "head.multi_label" in found and not np.isnan(borne_NK).all():
+        known_N = ~np.isnan(borne_NK).any(axis=1)
+        said, true = found["head.multi_label"][known_N] > 0, borne_NK[known_N] > 0.5
+        scores["label_f1"] = float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
+    known_N = ~np.isnan(arrays.value_N)
+    if "head.regression" in found and known_N.any():
+        error = np.abs(found["head.regression"][known_N, 0] - arrays.value_N[known_N]).mean()
+        scores["regression_fit"] = float(1 / (1 + error))
+    return scores
+
+
+def _recall_at_1(cosine: Floats, right: npt.NDArray[np.bool_]) -> float:
     """Share of rows whose best right column beats every wrong one; a tie counts against the model."""
     best_right = np.where(right, cosine, -np.inf).max(axis=1)
     best_wrong = np.where(right, -np.inf, cosine).max(axis=1)
     return float((best_right > best_wrong).mean())
-
-
-class Pixels:
-    """uint8 images to the model's input on a device."""
-
-    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
-        self.mean_131 = torch.tensor(mean, device=device)[None, :, None, None]
-        self.std_131 = torch.tensor(std, device=device)[None, :, None, None]
-        self.device = device
-
-    def unit(self, pixels_BSS3: np.ndarray) -> Tensor:
-        """uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [0, 1]."""
-        pixels = torch.from_numpy(pixels_BSS3).to(self.device)
-        return pixels.permute(0, 3, 1, 2).float().div(255.0)
-
-    def normalise(self, unit_B3SS: Tensor) -> Tensor:
-        """Pixels in [0, 1] to the model's input."""
-        return (unit_B3SS - self.mean_131) / self.std_131
-
-    def plain(self, pixels_BSS3: np.ndarray) -> Tensor:
-        """uint8 images to the model's input, unchanged otherwise."""
-        return self.normalise(self.unit(pixels_BSS3))

@@ -1,16 +1,19 @@
 """One training process, started by torchrun: `python -m polyweft.training.worker SPEC.json`.
 
-Only the first process writes files, logs and speaks.
+Only the first process writes results, logs and speaks.
 """
 
 from __future__ import annotations
 
 import csv
+import faulthandler
 import io
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +22,41 @@ import torch
 
 from polyweft.config import RuntimeParams, parse_section
 from polyweft.data.batches import load_arrays
-from polyweft.data.shards import open_dataset
-from polyweft.data.tokenizer_training import load_tokenizer
 from polyweft.errors import PolyweftError
 from polyweft.io import read_json, write_json, write_text
-from polyweft.models.build import ModelParams, build_model, image_spec, save_trained
+from polyweft.models.build import build_model, context_of_data, save_trained
+from polyweft.models.family import ModelParams
 from polyweft.processes import die_with_parent
 from polyweft.progress import Bar
 from polyweft.stage_run import StageRun
+from polyweft.training.distill import DistillationTeacher
 from polyweft.training.distributed import World, world
-from polyweft.training.loop import CURVE, Log, Result, fit
+from polyweft.training.init_from import load_into
+from polyweft.training.loop import Log, Result, Surroundings, fit
 from polyweft.training.params import TrainParams
+from polyweft.workspace import workspace
 
 
 def main() -> int:
     """Train as the specification says; an error of ours goes into `error.json` beside it, and exit code 1."""
     die_with_parent()
+    faulthandler.enable()
     ready = time.time()
     place = Path(sys.argv[1])
+    stopping = _note_sigterm()
     try:
         spec = read_json(place)
         with world() as here:
-            _train(spec, here, place.parent, ready)
+            _train(spec, here, place.parent, ready, stopping)
     except PolyweftError as error:
         write_json(place.parent / "error.json", {"message": str(error), "rank": os.environ.get("RANK", "0")})
         return 1
     return 0
 
 
-def _train(spec: dict[str, Any], here: World, work: Path, ready: float) -> None:
+def _train(
+    spec: dict[str, Any], here: World, work: Path, ready: float, stopping: Callable[[], bool]
+) -> None:
     params = parse_section(TrainParams, "train", spec["train"], where="params.yaml")
     model_params = parse_section(ModelParams, "model", spec["model"], where="params.yaml")
     runtime = parse_section(RuntimeParams, "runtime", spec["runtime"], where="params.yaml")
@@ -55,34 +64,59 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float) -> None:
     torch.set_num_threads(max(1, runtime.threads // params.processes))
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(runtime.seed)
-    tokenizer = load_tokenizer(prepared)
-    pixels = image_spec(model_params.image)
-    classes = open_dataset(prepared).classes
-    text = read_json(prepared / "text.json")
-    model = build_model(model_params, classes=len(classes), text=text)
-    train, validation = (load_arrays(prepared, name, pixels, tokenizer) for name in ("train", "validation"))
-    with Bar("training", shown=here.is_main) as bar:
-        result = fit(
-            model,
-            params,
-            pixels,
-            train,
-            validation,
-            here,
-            seed=runtime.seed,
+    context = context_of_data(model_params, prepared)
+    model = build_model(model_params, context)
+    with Bar("training", shown=here.is_main) as bar, _reading(work, here) as reading:
+        if params.init_from is not None:
+            bar.say(str(load_into(model, workspace() / params.init_from)))
+        train, validation = (
+            load_arrays(prepared, name, context.readers, reading) for name in ("train", "validation")
+        )
+        around = Surroundings(
+            world=here,
             checkpoints=work,
             log=_logger(here),
             bar=bar,
+            stopping=stopping,
+            teacher=DistillationTeacher.of(params.distill, model_params, here.device),
         )
+        result = fit(model, params, context.readers, train, validation, around, seed=runtime.seed)
     if here.is_main:
-        model.load_state_dict(result.weights)
-        save_trained(out, model.cpu(), model_params, classes=classes, text=text)
+        parameters = sum(int(np.prod(p.shape)) for p in model.parameters())
+        fresh = build_model(model_params, context)  # the trained one may be divided or wrapped
+        fresh.load_state_dict(result.weights)
+        save_trained(out, fresh, model_params, context)
         for name in ("tokenizer.json", "text.json"):
             if (prepared / name).exists():
                 shutil.copyfile(prepared / name, out / name)
         _write_curves(out, result)
-        parameters = sum(int(np.prod(p.shape)) for p in model.parameters())
         write_json(work / "result.json", _summary(result, parameters, len(train), here, ready))
+
+
+class _reading:  # noqa: N801  (used as a function)
+    """Notes the sample that is being decoded in a file, for the message when decoding kills the process."""
+
+    def __init__(self, work: Path, here: World) -> None:
+        self.path = work / f"reading-{here.rank}.txt"
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.handle = self.path.open("wb", buffering=0)
+        return self.note
+
+    def note(self, sample: str) -> None:
+        """Write the id over the one before."""
+        self.handle.seek(0)
+        self.handle.write(sample.encode().ljust(256)[:256])
+
+    def __exit__(self, *error: object) -> None:
+        self.handle.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _note_sigterm() -> Callable[[], bool]:
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    return lambda: bool(asked)
 
 
 def _logger(here: World) -> Log:
@@ -96,8 +130,8 @@ def _logger(here: World) -> Log:
 def _write_curves(out: Path, result: Result) -> None:
     curve = io.StringIO()
     writer = csv.writer(curve, lineterminator="\n")
-    writer.writerow(CURVE)
-    writer.writerows([[int(row[0]), int(row[1]), *row[2:]] for row in result.progress.curve])
+    writer.writerow(result.progress.names)
+    writer.writerows([[int(row[0]), *row[1:]] for row in result.curve])
     write_text(out / "curves.csv", curve.getvalue())
     names = sorted({name for entry in result.progress.validations for name in entry} - {"epoch"})
     epochs = io.StringIO()
@@ -116,15 +150,15 @@ def _summary(result: Result, parameters: int, rows: int, here: World, ready: flo
     progress = result.progress
     facts: dict[str, Any] = {
         "best_epoch": progress.best_epoch,
-        "epochs": len({int(row[1]) for row in progress.curve}),
+        "epochs": len(progress.validations),
         "parameters": parameters,
         "processes": here.size,
         "steps": progress.step,
         "stopped_early": progress.stopped,
         "train_samples": rows,
     }
-    if progress.curve:
-        facts["final_loss"] = progress.curve[-1][2]
+    if result.curve:
+        facts["final_loss"] = result.curve[-1][1]
     if progress.best_epoch:
         chosen = next(v for v in progress.validations if int(v["epoch"]) + 1 == progress.best_epoch)
         facts |= {f"validation_{name}": value for name, value in chosen.items() if name != "epoch"}
