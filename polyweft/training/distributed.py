@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from polyweft.errors import TrainingError
+
+STORE_VARIABLE = "POLYWEFT_STORE"
+"""Where `launch` keeps the store that the workers meet at (host:port); without it torchrun's own is used."""
+
+PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -26,22 +34,72 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Join the group that torchrun describes in the environment: NCCL with GPUs, gloo without."""
+    """Join the group that torchrun describes in the environment: NCCL with GPUs, gloo without.
+
+    Raises
+    ------
+    TrainingError
+        The workers of an earlier round met at the same place (one chance in 28,000); torchrun tries again.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    # Two agents on one machine number their workers from 0 each: the first device of an agent is told.
+    device = (
+        torch.device("cuda", local + int(os.environ.get("POLYWEFT_FIRST_DEVICE", "0")))
+        if cuda
+        else ALONE.device
+    )
     if cuda:
         torch.cuda.set_device(device)
     if size == 1:
         yield World(rank, size, device)
         return
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size:  # one machine: nothing leaves it
+    backend = "nccl" if cuda else "gloo"
+    address = os.environ.get(STORE_VARIABLE)
+    if address or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size:  # one machine: nothing leaves it
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+    if address:
+        store = _store(address, rank)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    else:
+        distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(rank, size, device)
     finally:
         distributed.destroy_process_group()
+
+
+def agree(flag: bool, world: World) -> bool:
+    """Tell whether `flag` is true on any process; every process must call it, and all get the same answer."""
+    if world.size == 1:
+        return flag
+    value = torch.tensor([int(flag)], dtype=torch.int32, device=world.device)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def mean_over_processes(values: Tensor, world: World) -> Tensor:
+    """The mean of each process's `values`; every process must call it."""
+    if world.size > 1:
+        distributed.all_reduce(values)
+        values = values / world.size
+    return values
+
+
+def _store(address: str, rank: int) -> Store:
+    """The launcher's store, under a prefix of this round's: torchrun draws a new port for each round."""
+    host, _, port = address.rpartition(":")
+    round_ = f"workers/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('MASTER_PORT', '')}"
+    client = distributed.TCPStore(  # type: ignore[attr-defined]
+        host, int(port), None, False, PATIENCE, wait_for_workers=False
+    )
+    store = PrefixStore(round_, client)
+    if rank == 0 and store.add("rounds", 1) > 1:
+        raise TrainingError("another round of workers met under this number; they start again.")
+    return store
