@@ -208,6 +208,69 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageError:
     return StageError(stage, reason, killed=False)
 
 
+def experiment(
+    name: str, settings: Mapping[str, Any], target: str, *, on_line: Callable[[str], None], root: Path = Path()
+) -> None:
+    """Run the graph up to `target` as the DVC experiment `name`, in a copy of the workspace.
+
+    Parameters
+    ----------
+    settings
+        Keys of `params.yaml` with their values.
+
+    Raises
+    ------
+    FlowError
+        The experiment failed; what DVC and the stages said went to `on_line`.
+    """
+    changed = [part for key, value in settings.items() for part in ("-S", f"{key}={json.dumps(value)}")]
+    process = subprocess.Popen(
+        guarded(command("exp", "run", "--temp", "--name", name, *changed, target)),
+        cwd=root,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    said: list[str] = []
+    try:
+        for line in _lines(process):
+            if not _HINTS.match(line):
+                said.append(line)
+                on_line(line)
+        code = process.wait()
+    except BaseException:
+        _end(process, None, patience=TERMINATE_SECONDS)
+        raise
+    if code != 0:
+        reason = next((line for line in said if line.startswith(f"{target}: ")), said[-1] if said else "")
+        raise FlowError(f"experiment {name} ended with code {code}: {reason}")
+
+
+def experiment_report(name: str, stage: str, root: Path = Path()) -> dict[str, Any]:
+    """Give `data/reports/<stage>.json` of the DVC experiment `name`.
+
+    Raises
+    ------
+    FlowError
+        There is no such experiment, or it has no such report.
+    """
+    from dvc.api import metrics_show
+    from dvc.exceptions import DvcException
+
+    file = f"data/reports/{stage}.json"
+    try:
+        found: dict[str, Any] = metrics_show(file, repo=str(root), rev=name)
+    except (DvcException, OSError) as error:
+        raise FlowError(f"experiment {name} has no report of {stage}: {error}") from error
+    if not found:
+        raise FlowError(f"experiment {name} has no report of {stage}.")
+    return found
+
+
 def lock(root: Path = Path()) -> dict[str, Any]:
     """Give `dvc.lock`'s stages: what each read and wrote, with its md5; empty before the first run."""
     path = root / "dvc.lock"
