@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 SPEC_FILE = "text.json"
 VOCABULARY_FILE = "tokenizer.json"
@@ -29,6 +29,7 @@ _URL = re.compile(r"(?:https?|ftp)://[!-~]*|(?<!\w)www\.[!-~]+", re.IGNORECASE)
 # Signs that show nothing but are no control characters: variation selectors, joiners of Hangul and the like.
 _INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 _CJK = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_BETWEEN_CJK = re.compile(rf"(?<={_CJK}) (?={_CJK})")
 _PIECE = re.compile(rf"{_CJK}|\w+?(?={_CJK}|\b)|[^\w\s]")
 
 
@@ -165,6 +166,15 @@ class TextTokenizer:
             return [self._hashed(text) for text in cleaned]
         encodings = self._vocabulary.encode_batch_fast(list(cleaned), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids without start, end and padding; raises `TokenizerError` for kind `hash`."""
+        if self._vocabulary is None:
+            raise TokenizerError("a hash vocabulary cannot be read back; prepare the data with bpe or clip")
+        pieces = [self._vocabulary.id_to_token(int(token)) or "" for token in ids]
+        # CLIP's vocabulary marks the ends of words, a byte-level BPE their beginnings.
+        text = decoders.ByteLevel().decode(pieces).replace("</w>", " ")
+        return _BETWEEN_CJK.sub("", " ".join(text.split()))
 
     def _hashed(self, text: str) -> list[int]:
         pieces = _PIECE.findall(text.lower() if self.lowercase else text)
