@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from polyweft.config import RuntimeParams, Section
 from polyweft.data.media import MediaStore
-from polyweft.data.records import MEDIA, SPLITS
+from polyweft.data.records import SPLITS
 from polyweft.data.shards import DATASET_FILE, Sample, write_split
 from polyweft.data.splits import Row, SplitPlan, find_leaks, plan_splits
 from polyweft.data.text import clean
@@ -26,6 +26,7 @@ from polyweft.data.tokenizer_training import (
 )
 from polyweft.errors import DataError
 from polyweft.io import read_table, write_json, write_table
+from polyweft.modalities import MEDIA, MODALITIES
 from polyweft.report import Report
 from polyweft.workspace import workspace
 from stages.entry import enter
@@ -54,6 +55,9 @@ class PrepareParams(Section):
         description="names of checks of `align` whose pairs of rows bind them and make leaks"
     )
     leaks: Literal["mark", "drop"] = Field(description="rows of validation and test that stand in train")
+    unseen_labels: Literal["fail", "report"] = Field(
+        default="fail", description="labels of validation and test that no row of train bears"
+    )
     languages: list[str] | None = Field(description="keep captions of these and of unknown language")
     shard_samples: int = Field(ge=1, le=1_000_000)
 
@@ -89,7 +93,30 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
         seed=runtime.seed,
     )
     order = _order(plan, params.leaks, runtime.seed)
-    tokenizer = write_tokenizer(
+    unseen = _unseen_labels(data.rows, order)
+    if unseen and params.unseen_labels == "fail":
+        raise DataError(
+            f"no row of train bears {len(unseen)} of the labels of validation and test: "
+            f"{', '.join(map(repr, unseen[:10]))}. Nothing can learn them: give train rows of each, leave "
+            "those rows out, or set prepare.unseen_labels to report."
+        )
+    tokenizer = _tokenizer(params, out, data, order) if any(data.captions) else None
+    store, shards = MediaStore(ingested), {}
+    for split in SPLITS:
+        samples = _samples(data, plan, classes, order[split], store)
+        shards[split] = write_split(out, split, samples, shard_samples=params.shard_samples)
+    write_table(out / "manifest.parquet", _manifest(data.table, plan, order))
+    dataset = _dataset(data, classes, order, shards)
+    write_json(out / DATASET_FILE, dataset)
+    facts: dict[str, Any] = {name: len(dataset[name]) for name in ("classes", "labels")}
+    facts |= {"languages": dataset["languages"], "labels_absent_from_train": len(unseen)}
+    facts |= {f"pairs_{check}": len(pairs) for check, pairs in links.items()}
+    facts |= _split_facts(data, split_rows, plan, order, params.leaks)
+    return Report(facts | _text_facts(out, data, tokenizer, order))
+
+
+def _tokenizer(params: PrepareParams, out: Path, data: _Rows, order: dict[str, list[int]]) -> TokenizerChoice:
+    return write_tokenizer(
         out,
         [str(caption["text"]) for n in order["train"] for caption in data.captions[n]],
         kind=params.tokenizer,
@@ -98,17 +125,6 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
         lowercase=params.lowercase,
         clip_vocabulary=None if params.clip_vocabulary is None else workspace() / params.clip_vocabulary,
     )
-    store, shards = MediaStore(ingested), {}
-    for split in SPLITS:
-        samples = _samples(data, plan, classes, order[split], store)
-        shards[split] = write_split(out, split, samples, shard_samples=params.shard_samples)
-    write_table(out / "manifest.parquet", _manifest(data.table, plan, order))
-    dataset = _dataset(data, classes, order, shards)
-    write_json(out / DATASET_FILE, dataset)
-    facts: dict[str, Any] = {"classes": len(classes), "languages": dataset["languages"]}
-    facts |= {f"pairs_{check}": len(pairs) for check, pairs in links.items()}
-    facts |= _split_facts(data, split_rows, plan, order, params.leaks)
-    return Report(facts | _text_facts(out, data, tokenizer, order))
 
 
 def _clean_rows(table: pa.Table, languages: list[str] | None) -> _Rows:
@@ -122,11 +138,15 @@ def _clean_rows(table: pa.Table, languages: list[str] | None) -> _Rows:
             kept.append(number)
         else:
             dropped["rows_without_content"] += 1
-    if not any(captions):
+    emptied = sum(dropped[name] for name in ("captions_empty", "captions_other_language"))
+    if emptied and not any(captions):
         raise DataError(
-            f"none of the {table.num_rows} rows has a caption after cleaning and keeping the languages "
-            f"{languages or 'all'}. Name the source's text column in `ingest`, or widen prepare.languages."
+            f"all {emptied} captions are empty after cleaning and keeping the languages {languages or 'all'}. "
+            "Correct the source's text column in `ingest.columns`, widen prepare.languages, or set the text "
+            "column to null to train without text."
         )
+    if not rows:
+        raise DataError(f"none of the {table.num_rows} rows holds a caption or a medium. Correct `ingest`.")
     return _Rows(table.take(kept), rows, captions, dropped)
 
 
@@ -155,6 +175,15 @@ def _classes(rows: list[dict[str, Any]]) -> list[str]:
             "Name another label column in `ingest`, or none at all to train on image-text pairs alone."
         )
     return classes
+
+
+def _unseen_labels(rows: list[dict[str, Any]], order: dict[str, list[int]]) -> list[str]:
+    """Labels, exclusive or not, that rows of validation or test bear and no row of train."""
+    borne = {
+        split: {name for n in numbers for name in (rows[n]["label"], *rows[n]["labels"]) if name is not None}
+        for split, numbers in order.items()
+    }
+    return sorted(set().union(*(borne[split] for split in SPLITS[1:])) - borne["train"])
 
 
 def _split_row(row: dict[str, Any], media: list[Medium]) -> Row:
@@ -198,19 +227,19 @@ def _samples(
     index = {name: place for place, name in enumerate(classes)}
     for number in numbers:
         row = data.rows[number]
-        image, audio = row["image"], row["audio"]
+        keys = {name: row[name] for name in MEDIA if row[name] is not None}
         yield Sample(
             id=row["id"],
             captions=data.captions[number],
             label=row["label"],
             class_index=index.get(row["label"], -1),
+            labels=sorted(set(row["labels"])),
             target=row["target"],
+            difficulty=row["difficulty"],
             group=row["group"],
             leak=plan.leaks[number],
-            image=None if image is None else store.read(image),
-            audio=None if audio is None else store.read(audio),
-            image_extension="png" if image is None else image.rpartition(".")[2],
-            audio_extension="wav" if audio is None else audio.rpartition(".")[2],
+            media={name: store.read(key) for name, key in keys.items()},
+            extensions={name: key.rpartition(".")[2] for name, key in keys.items()},
         )
 
 
@@ -229,12 +258,12 @@ def _dataset(
     languages = {caption["language"] for n in used for caption in data.captions[n]}
     return {
         "classes": classes,
+        "labels": sorted({name for n in used for name in data.rows[n]["labels"]}),
         "splits": {split: len(numbers) for split, numbers in order.items()},
         "shards": shards,
         "modalities": {
-            "image": sum(data.rows[n]["image"] is not None for n in used),
-            "audio": sum(data.rows[n]["audio"] is not None for n in used),
-            "text": sum(bool(data.captions[n]) for n in used),
+            name: sum(bool(data.captions[n] if name == "text" else data.rows[n][name]) for n in used)
+            for name in MODALITIES
         },
         "languages": sorted(language for language in languages if language),
     }
@@ -244,8 +273,6 @@ def _split_facts(
     data: _Rows, rows: list[Row], plan: SplitPlan, order: dict[str, list[int]], leaks: str
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"leaks_handled": leaks, "groups_across_splits": plan.groups_across}
-    train_labels = {data.rows[n]["label"] for n in order["train"]}
-    facts["classes_absent_from_train"] = len({row["label"] for row in data.rows} - train_labels - {None})
     for split in SPLITS:
         facts[f"samples_{split}"] = len(order[split])
         facts[f"split_{split}"] = plan.origin[split]
@@ -259,8 +286,10 @@ def _split_facts(
 
 
 def _text_facts(
-    out: Path, data: _Rows, choice: TokenizerChoice, order: dict[str, list[int]]
+    out: Path, data: _Rows, choice: TokenizerChoice | None, order: dict[str, list[int]]
 ) -> dict[str, Any]:
+    if choice is None:
+        return {"captions": 0, "tokenizer": "none", "tokenizer_reason": "no row has a caption"}
     tokenizer = load_tokenizer(out)
     texts = [str(c["text"]) for numbers in order.values() for n in numbers for c in data.captions[n]]
     lengths = np.array([len(ids) + 2 for ids in tokenizer.tokens(texts)])

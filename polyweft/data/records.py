@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-MEDIA = ("image", "audio", "video", "graph")
-"""The columns that hold keys into the media store."""
+from polyweft.modalities import MEDIA
 
 CAPTION = pa.struct([pa.field("text", pa.string(), nullable=False), pa.field("language", pa.string())])
 """One caption and its ISO 639-1 language (`en`, `zh`), null where unknown."""
@@ -21,10 +20,12 @@ CAPTION = pa.struct([pa.field("text", pa.string(), nullable=False), pa.field("la
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        *(pa.field(name, pa.string()) for name in MEDIA),
+        *(pa.field(name, pa.string()) for name in MEDIA),  # keys into the media store
         pa.field("captions", pa.list_(CAPTION), nullable=False),
         pa.field("label", pa.string()),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("target", pa.float64()),
+        pa.field("difficulty", pa.float64()),
         pa.field("group", pa.string()),
         pa.field("split", pa.string()),
         pa.field("source", pa.string(), nullable=False),
@@ -32,8 +33,10 @@ SCHEMA = pa.schema(
         pa.field("masked", pa.list_(pa.string()), nullable=False),
     ]
 )
-"""`group`: rows that must share a split (null: alone). `target`: a number to regress. `source`: the
-name of the source and the row's place in it. `content_hash`: SHA-256 over media keys and captions.
+"""`label`: one of several classes that exclude each other. `labels`: those of several that a row bears,
+empty where none are known. `target`: a number to regress. `difficulty`: where the row stands in a curriculum,
+easy ones low. `group`: rows that must share a split (null: alone). `source`: the name of the source and the
+row's place in it. `content_hash`: SHA-256 over media keys and captions.
 `masked`: modalities that were named by the source but are broken, and were kept as absent."""
 
 SPLITS = ("train", "validation", "test")
@@ -61,7 +64,15 @@ def content_hash(row: dict[str, Any]) -> str:
 
 def manifest(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Build a manifest table from row dictionaries; absent keys become null, `content_hash` is filled in."""
-    filled = [{**row, "content_hash": content_hash(row), "masked": row.get("masked") or []} for row in rows]
+    filled = [
+        {
+            **row,
+            "labels": row.get("labels") or [],
+            "content_hash": content_hash(row),
+            "masked": row.get("masked") or [],
+        }
+        for row in rows
+    ]
     return pa.Table.from_pylist(filled, schema=SCHEMA)
 
 

@@ -1,8 +1,8 @@
 """Prepared samples as WebDataset shards: plain tar files, one group of members a sample.
 
-A sample's members, in this order: `<key>.json` (id, captions, label, ...), then `<key>.<png|jpg|...>` with
-the image's original bytes and `<key>.<wav|flac|...>` with the clip's, where it has them. Members carry no
-time and no owner, so the same samples give the same bytes.
+A sample's members, in this order: `<key>.json` (id, captions, label, ...), then the original bytes of each
+medium that it has, as `<key>.<extension>`; the extension tells the modality (see `polyweft.modalities`).
+Members carry no time and no owner, so the same samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from polyweft.errors import DataError
 from polyweft.io import atomic_file, read_json
+from polyweft.modalities import MEDIA, MODALITIES
 
-AUDIO_EXTENSIONS = frozenset({"wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "w64"})
 DATASET_FILE = "dataset.json"
 _KEY_DIGITS = 8
+_KINDS = {end: name for name, modality in MODALITIES.items() for end in modality.extensions}
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,20 @@ class Sample:
         Each with `text` (cleaned, not empty) and `language` (ISO 639-1 or None).
     label, class_index
         The class's name and its place in `Dataset.classes`; None and -1 where there is no label.
+    labels
+        Names of `Dataset.labels` that it bears, sorted; empty where none are known.
     target
         A number to regress, or None.
+    difficulty
+        Its place in a curriculum, easy ones low, or None.
     group
         Rows that must share a split share it; None: alone.
     leak
         True for a row of validation or test whose content also stands in train.
-    image, audio
-        The medium's original bytes, or None.
-    image_extension, audio_extension
-        Name the tar member; without a dot.
+    media
+        The original bytes of each medium that it has, by modality.
+    extensions
+        Of each medium, without a dot; names the tar member and tells the modality.
     """
 
     id: str
@@ -53,10 +58,21 @@ class Sample:
     target: float | None
     group: str | None
     leak: bool
-    image: bytes | None
-    audio: bytes | None
-    image_extension: str = "png"
-    audio_extension: str = "wav"
+    labels: list[str] = field(default_factory=list)
+    difficulty: float | None = None
+    media: dict[str, bytes] = field(default_factory=dict)
+    extensions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def image(self) -> bytes | None:
+        """The image's original bytes, or None."""
+        return self.media.get("image")
+
+    def contents(self, modality: str) -> bytes | None:
+        """The modality's bytes, or None: of text, the first caption as UTF-8."""
+        if modality == "text":
+            return str(self.captions[0]["text"]).encode() if self.captions else None
+        return self.media.get(modality)
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,14 @@ class Dataset:
     ----------
     classes
         Sorted names; a sample's `class_index` points into it. Empty where nothing has a label.
+    labels
+        Sorted names of which a sample may bear several; empty where nothing has any.
     counts
         Samples per split.
     shards
         File names per split, in order.
     modalities
-        Samples that have an `image`, an `audio` clip, `text` (a caption at least).
+        Samples that have each modality; of `text`, a caption at least.
     languages
         The captions' languages, sorted.
     """
@@ -82,6 +100,7 @@ class Dataset:
     shards: dict[str, list[str]]
     modalities: dict[str, int]
     languages: list[str]
+    labels: list[str] = field(default_factory=list)
 
 
 def open_dataset(prepared: Path) -> Dataset:
@@ -100,6 +119,7 @@ def open_dataset(prepared: Path) -> Dataset:
             shards=content["shards"],
             modalities=content["modalities"],
             languages=content["languages"],
+            labels=content["labels"],
         )
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -182,20 +202,20 @@ def _write_shard(folder: Path, split: str, number: int, batch: list[tuple[str, S
     with atomic_file(folder / name) as handle:
         for key, sample in batch:
             _write_member(handle, f"{key}.json", _encode(sample))
-            if sample.image is not None:
-                _write_member(handle, f"{key}.{_checked(sample, 'image')}", sample.image)
-            if sample.audio is not None:
-                _write_member(handle, f"{key}.{_checked(sample, 'audio')}", sample.audio)
+            for modality in MEDIA:
+                if modality in sample.media:
+                    member = f"{key}.{_extension(sample, modality)}"
+                    _write_member(handle, member, sample.media[modality])
         handle.write(b"\0" * (2 * tarfile.BLOCKSIZE))
     return name
 
 
-def _checked(sample: Sample, kind: str) -> str:
-    extension = (sample.image_extension if kind == "image" else sample.audio_extension).lower()
-    if (extension in AUDIO_EXTENSIONS) != (kind == "audio") or not extension.isalnum() or extension == "json":
+def _extension(sample: Sample, modality: str) -> str:
+    extension = sample.extensions.get(modality, "").lower()
+    if extension not in MODALITIES[modality].extensions:
         raise DataError(
-            f"sample {sample.id!r}: {kind} with the extension {extension!r} cannot stand in a shard. "
-            f"Audio takes one of {sorted(AUDIO_EXTENSIONS)}, images any other plain one; rename the file."
+            f"sample {sample.id!r}: {modality} with the extension {extension!r} cannot stand in a shard. "
+            f"It takes one of {sorted(MODALITIES[modality].extensions)}; rename the file."
         )
     return extension
 
@@ -214,7 +234,9 @@ def _encode(sample: Sample) -> bytes:
         "captions": sample.captions,
         "label": sample.label,
         "class_index": sample.class_index,
+        "labels": sample.labels,
         "target": sample.target,
+        "difficulty": sample.difficulty,
         "group": sample.group,
         "leak": sample.leak,
     }
@@ -223,11 +245,9 @@ def _encode(sample: Sample) -> bytes:
 
 def _decode(parts: dict[str, bytes]) -> Sample:
     fields: dict[str, Any] = json.loads(parts.pop("json"))
-    media: dict[str, Any] = {"image": None, "audio": None}
-    for extension, content in parts.items():
-        kind = "audio" if extension in AUDIO_EXTENSIONS else "image"
-        media |= {kind: content, f"{kind}_extension": extension}
-    return Sample(**fields, **media)
+    extensions = {_KINDS[extension]: extension for extension in parts}
+    media = {_KINDS[extension]: content for extension, content in parts.items()}
+    return Sample(**fields, media=media, extensions=extensions)
 
 
 def _members(handle: IO[bytes]) -> Iterator[tuple[str, bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from polyweft.data.shards import Sample, open_dataset, read_shard, read_split, write_split
 from polyweft.errors import DataError
 from polyweft.io import write_json
+from polyweft.modalities import MEDIA, MODALITIES
 
 
 def sample(number: int, **changes: Any) -> Sample:
@@ -26,16 +28,19 @@ def sample(number: int, **changes: Any) -> Sample:
         "target": number / 3,
         "group": None,
         "leak": False,
-        "image": bytes([number % 256]) * (number * 37 % 1500),
-        "audio": None,
+        "media": {"image": bytes([number % 256]) * (number * 37 % 1500)},
+        "extensions": {"image": "png"},
     }
     return Sample(**fields | changes)
+
+
+BOTH = {"media": {"image": b"picture", "audio": b"clip"}, "extensions": {"image": "png", "audio": "wav"}}
 
 
 def write(folder: Path, samples: list[Sample], shard_samples: int = 4) -> list[str]:
     names = write_split(folder, "train", samples, shard_samples=shard_samples)
     content = {"classes": [], "splits": {"train": len(samples)}, "shards": {"train": names}}
-    write_json(folder / "dataset.json", content | {"modalities": {}, "languages": []})
+    write_json(folder / "dataset.json", content | {"modalities": {}, "languages": [], "labels": []})
     return names
 
 
@@ -58,13 +63,27 @@ SAMPLES = st.builds(
     target=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     group=st.none() | st.text(),
     leak=st.booleans(),
-    image=st.none() | st.binary(max_size=1100),
-    audio=st.none() | st.binary(max_size=1100),
+    labels=st.lists(st.text(), max_size=2),
+    difficulty=st.none() | st.floats(0, 1),
+    media=st.just({}),
+    extensions=st.just({}),
+)
+FILES = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.tuples(st.sampled_from(sorted(MODALITIES[name].extensions)), st.binary(max_size=1100))
+        for name in MEDIA
+    },
 )
 
 
+def with_files(sample: Sample, files: dict[str, tuple[str, bytes]]) -> Sample:
+    media = {name: content for name, (_, content) in files.items()}
+    return replace(sample, media=media, extensions={name: end for name, (end, _) in files.items()})
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(SAMPLES, max_size=7), st.integers(1, 4))
+@given(st.lists(st.builds(with_files, SAMPLES, FILES), max_size=7), st.integers(1, 4))
 def test_samples_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, samples: list[Sample], shard_samples: int
 ) -> None:
@@ -75,14 +94,15 @@ def test_samples_come_back_as_they_were(
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
-    samples = [sample(n, audio=b"clip") for n in range(6)]
+    samples = [sample(n, **BOTH) for n in range(6)]
     names = write(tmp_path / "a", samples)
     assert names == write(tmp_path / "b", samples) == ["train-00000.tar", "train-00001.tar"]
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
 
 
 def test_a_shard_is_a_plain_tar_in_the_order_that_webdataset_expects(tmp_path: Path) -> None:
-    write(tmp_path, [sample(3, audio=b"clip", image_extension="JPG"), sample(4, image=None)])
+    both = {"media": {"audio": b"clip", "image": b"x"}, "extensions": {"audio": "wav", "image": "JPG"}}
+    write(tmp_path, [sample(3, **both), sample(4, media={})])
     with tarfile.open(tmp_path / "train-00000.tar") as archive:
         members = archive.getmembers()
     assert [m.name for m in members] == ["00000000.json", "00000000.jpg", "00000000.wav", "00000001.json"]
@@ -154,7 +174,13 @@ def test_a_missing_shard_split_or_dataset_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"audio": b"x", "audio_extension": "m4a"}, {"image_extension": "wav"}, {"image_extension": "../x"}],
+    [
+        {"media": {"audio": b"x"}, "extensions": {"audio": "m4a"}},
+        {"media": {"graph": b"x"}, "extensions": {"graph": "json"}},
+        {"extensions": {"image": "wav"}},
+        {"extensions": {"image": "../x"}},
+        {"extensions": {}},
+    ],
 )
 def test_an_extension_that_would_be_read_back_wrong_is_refused(
     tmp_path: Path, fields: dict[str, Any]
@@ -172,3 +198,21 @@ def test_a_failing_source_leaves_no_half_written_shard(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone"):
         write_split(tmp_path, "train", failing(), shard_samples=4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_contents_of_a_modality_are_its_bytes() -> None:
+    one = sample(1, **BOTH)
+    assert [one.contents(name) for name in MODALITIES] == [
+        b"picture",
+        "caption 1 圆".encode(),
+        b"clip",
+        None,
+        None,
+    ]
+    assert sample(1, captions=[], media={}).contents("text") is sample(1, media={}).image is None
+
+
+def test_no_two_modalities_share_an_extension() -> None:
+    every = [end for modality in MODALITIES.values() for end in modality.extensions]
+    assert len(every) == len(set(every))
+    assert not {"json", "txt", "cls"} & set(every)

@@ -36,11 +36,9 @@ def words(batch: int, length: int = 6) -> Tensor:
     return ids
 
 
-def modality(module: Any, section: dict[str, Any]) -> tuple[nn.Module, Any]:
+def modality(module: Any, section: dict[str, Any]) -> tuple[Any, Any]:
     params = module.Params.model_validate(section)
-    reader = __import__(f"polyweft.data.{module.__name__.rpartition('.')[2]}", fromlist=["Reader"]).Reader(
-        module.reader_spec(params)
-    )
+    reader = reader_module(module.__name__.rpartition(".")[2]).Reader(module.reader_spec(params))
     return module.build(params, reader), reader
 
 
@@ -66,7 +64,7 @@ def clips(batch: int) -> Tensor:
     return torch.randn(batch, 4, 3, 16, 16)
 
 
-ENCODERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+ENCODERS: dict[str, tuple[Callable[[], Any], Callable[[int], Tensor]]] = {
     "cnn": (lambda: ImageCnn(CnnParams.model_validate({**CNN, "kernel": 7})), pixels),
     "pyramid": (
         lambda: ImageCnn(CnnParams(channels=[8, 16, 24], blocks=[1, 1, 1], scales=3)),
@@ -185,7 +183,7 @@ def test_what_stands_behind_a_texts_end_changes_nothing() -> None:
     with torch.no_grad():
         torch.testing.assert_close(encoder(ids), encoder(other))
         torch.testing.assert_close(encoder(ids), encoder(longer))
-        assert not encoder.tokens(ids)[0, 3:].any()  # type: ignore[operator]
+        assert not encoder.tokens(ids)[0, 3:].any()
 
 
 def test_a_graphs_features_do_not_depend_on_the_order_of_its_nodes() -> None:

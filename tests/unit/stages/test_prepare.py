@@ -41,6 +41,9 @@ PARAMS: dict[str, Any] = {
 }
 
 
+EXTENSIONS = {"audio": "wav", "video": "mp4", "graph": "graph"}
+
+
 def parameters(**changes: Any) -> PrepareParams:
     return parse_section(PrepareParams, "prepare", PARAMS | changes, where="test")
 
@@ -69,7 +72,7 @@ class Inputs:
                 row
                 | {
                     kind: media.add(kind, row[kind], extension)
-                    for kind, extension in (("image", row.get("extension", "png")), ("audio", "wav"))
+                    for kind, extension in (EXTENSIONS | {"image": row.get("extension", "png")}).items()
                     if row.get(kind) is not None
                 }
                 for row in rows
@@ -109,13 +112,16 @@ def test_every_row_stands_in_one_shard_with_its_media_and_cleaned_captions(input
     samples = inputs.samples()
     assert sorted(samples) == [r["id"] for r in rows]
     assert all(samples[r["id"]].image == r["image"] for r in rows)
-    assert samples["row-003"].audio == b"a clip"
-    assert samples["row-004"].audio is None
+    assert samples["row-003"].contents("audio") == b"a clip"
+    assert samples["row-004"].contents("audio") is None
     assert [c["text"] for c in samples["row-005"].captions] == ["See", "看 这里"]
     assert (facts["captions_empty"], facts["captions_repeated"]) == (1, 1)
     assert facts["samples_train"] + facts["samples_validation"] + facts["samples_test"] == 40
     assert facts["languages"] == ["en", "zh"]
-    assert open_dataset(inputs.out).modalities == {"image": 40, "audio": 1, "text": 40}
+    assert open_dataset(inputs.out).modalities == {
+        **{"image": 40, "text": 40, "audio": 1},
+        **{"video": 0, "graph": 0},
+    }
 
 
 def test_dataset_and_manifest_agree_with_the_shards(inputs: Inputs) -> None:
@@ -232,11 +238,44 @@ def test_rows_without_labels_have_no_classes(inputs: Inputs) -> None:
     assert {s.class_index for s in inputs.samples().values()} == {-1}
 
 
+EMPTY = [{"text": "\u200b", "language": None}, {"text": "https://example.com", "language": "en"}]
+UNSEEN = [row(n, split=("train", "val", "test")[n % 3]) for n in range(30)]
+UNSEEN[4] |= {"labels": ["spot"]}
+UNSEEN[5] |= {"label": "novel"}
+
+
+def test_data_without_captions_have_neither_text_nor_a_tokenizer(inputs: Inputs) -> None:
+    facts = inputs.fill([row(n, captions=[], video=b"clip", graph=b"{}") for n in range(30)]).run()
+    assert (facts["captions"], facts["tokenizer"], facts["languages"]) == (0, "none", [])
+    assert not list(inputs.out.glob("t*t*.json"))
+    dataset = open_dataset(inputs.out)
+    assert dataset.modalities == {"image": 30, "text": 0, "audio": 0, "video": 30, "graph": 30}
+    assert inputs.samples()["row-001"].extensions == {"image": "png", "video": "mp4", "graph": "graph"}
+
+
+def test_labels_targets_and_difficulty_come_through(inputs: Inputs) -> None:
+    rows = [row(n, labels=["b", "a"] if n % 2 else [], target=n / 2, difficulty=n / 30) for n in range(30)]
+    facts = inputs.fill(rows).run()
+    assert open_dataset(inputs.out).labels == ["a", "b"]
+    assert facts["labels"] == 2
+    samples = inputs.samples()
+    assert [samples[f"row-{n:03d}"].labels for n in (2, 3)] == [[], ["a", "b"]]
+    assert (samples["row-003"].target, samples["row-003"].difficulty) == (1.5, 0.1)
+
+
+def test_labels_that_train_lacks_may_be_reported_alone(inputs: Inputs) -> None:
+    facts = inputs.fill(UNSEEN).run(unseen_labels="report")
+    assert facts["labels_absent_from_train"] == 2
+    assert open_dataset(inputs.out).classes == ["even", "novel", "odd"]
+
+
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
         ([row(n, label="only") for n in range(30)], {}, "'only'.*label column"),
-        ([row(n, captions=[]) for n in range(30)], {}, "has a caption.*text column"),
+        ([row(n, captions=EMPTY) for n in range(30)], {}, "all 60 captions are empty.*text column"),
+        ([row(n, image=None, captions=[]) for n in range(30)], {}, "none of the 30 rows holds"),
+        (UNSEEN, {}, "bears 2 of the labels of validation and test: 'novel', 'spot'"),
         ([row(n) for n in range(30)], {"languages": ["fr"]}, "widen prepare.languages"),
         ([row(n, split="test") for n in range(30)], {}, "'train' has no rows"),
         ([row(n, split="tset") for n in range(30)], {}, "'tset'.*expected one of"),
@@ -305,7 +344,7 @@ def test_grocery_gets_a_test_split_with_no_picture_of_train(shared_data: Path, i
     rows = load_folder(shared_data / "grocery")
     facts = inputs.fill(rows).run(max_tokens=77, test_fraction=0.15, shard_samples=1000)
     assert facts["split_test"] == "carved"
-    assert facts["classes_absent_from_train"] == facts["leaks_test"] == 0
+    assert facts["labels_absent_from_train"] == facts["leaks_test"] == 0
     train, test = ({s.image for s in read_split(inputs.out, name)} for name in ("train", "test"))
     assert not train & test
 
