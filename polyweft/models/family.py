@@ -71,9 +71,7 @@ class ModelParams(Section):
 
     def reader_specs(self) -> dict[str, dict[str, Any]]:
         """What each modality's reader is made from; it is saved with the model."""
-        return {
-            name: encoder_module(name).reader_spec(self.encoder_params(name)) for name in self.modalities
-        }
+        return {name: encoder_module(name).reader_spec(self.encoder_params(name)) for name in self.modalities}
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,12 @@ class Family(nn.Module):
     """
 
     towers: nn.ModuleDict
-    head: nn.Module | None = None
-    decoder: nn.Module | None = None
+    head: nn.Module | None
+    decoder: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = self.decoder = None  # not in the class: a module of that name would be hidden behind it
 
     def forward(self, inputs: dict[str, Tensor], present_BM: Tensor) -> dict[str, Tensor]:
         """Outputs of each row, each of which depends on that row alone: the losses are taken from these.

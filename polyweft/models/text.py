@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import model_validator
 from torch import nn
 
+from polyweft.config import Section
 from polyweft.data.text import Reader as TextReader
+from polyweft.models.text_lstm import LstmParams, TextLstm
 from polyweft.models.text_transformer import TextParams, TextTransformer
 
 
-class Params(TextParams):
-    """`model.encoders.text`."""
+class Params(Section):
+    """`model.encoders.text`: which tower reads the tokens."""
+
+    tower: Literal["transformer", "lstm"]
+    transformer: TextParams | None = None
+    lstm: LstmParams | None = None
+
+    @model_validator(mode="after")
+    def _has_its_tower(self) -> Params:
+        if getattr(self, self.tower) is None:
+            raise ValueError(f"tower is {self.tower!r}, but there is no section `{self.tower}`; add it")
+        return self
 
 
 def reader_spec(params: Params) -> dict[str, Any]:
@@ -20,10 +33,14 @@ def reader_spec(params: Params) -> dict[str, Any]:
 
 
 def build(params: Params, reader: TextReader) -> nn.Module:
-    """The tower; it takes token ids int64 (B, T)."""
+    """The tower that `params.tower` names; it takes token ids int64 (B, T)."""
     tokenizer = reader.tokenizer
+    if params.tower == "lstm":
+        assert params.lstm is not None
+        return TextLstm(params.lstm, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
+    assert params.transformer is not None
     return TextTransformer(
-        params,
+        params.transformer,
         vocabulary_size=tokenizer.vocabulary_size,
         max_tokens=tokenizer.max_tokens,
         end_id=tokenizer.end_id,

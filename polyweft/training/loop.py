@@ -116,6 +116,9 @@ def fit(
     _check(params, train, world)
     bounds = batch_bounds(len(train), params.batch_size) if params.epochs else []
     total = len(bounds) * params.epochs
+    if model.head is not None:
+        targets = (torch.from_numpy(part) for part in (train.class_N, train.labels_NK, train.value_N))
+        model.head.prepare(*targets)  # type: ignore[operator]
     feed, learner = Feed(readers, world.device), Learner(model, params, around, total)
     progress, resumed_from = learner.progress, learner.progress.step
     begin, seen = time.perf_counter(), 0

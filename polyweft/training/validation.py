@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 def validate(model: Family, arrays: Arrays, feed: Feed, world: World) -> dict[str, float]:
     """What the split tells of the model, each row with its first content; and the mean of it, `score`.
 
-    Recall@1 between each two modalities both ways, `accuracy` of single-label and binary tasks, `label_f1`
+    Recall@1 between each two modalities both ways, `accuracy` of exclusive classes, `label_f1`
     (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)), `caption_likelihood` (the inverse of the
     captions' perplexity). The rows are divided over the processes, and every process returns the same numbers.
     What the split cannot tell is left out; `score` is absent when nothing is left.
@@ -41,8 +41,7 @@ def validate(model: Family, arrays: Arrays, feed: Feed, world: World) -> dict[st
         for begin in range(0, share, ROWS_AT_ONCE):
             batch = take(arrays, mine[begin : begin + ROWS_AT_ONCE], chosen)
             present_BM = torch.from_numpy(batch.present_BM).to(world.device)
-            outputs = model(feed.inputs(batch), present_BM)
-            parts.append({name: value for name, value in outputs.items() if _told(name)})
+            parts.append(_told(model, model(feed.inputs(batch), present_BM)))
     model.train(was_training)
     found = {
         name: gather_rows(torch.cat([part[name] for part in parts]).float()).cpu().numpy()[: len(arrays)]
@@ -59,8 +58,13 @@ def validate(model: Family, arrays: Arrays, feed: Feed, world: World) -> dict[st
     return scores
 
 
-def _told(name: str) -> bool:
-    return name.endswith("_embedding") or name.startswith("head.") or name.startswith("caption_")
+def _told(model: Family, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings, what the head serves, and the captions' losses."""
+    told = {n: value for n, value in outputs.items() if n.endswith("_embedding") or n.startswith("caption_")}
+    if model.head is not None:
+        raw = {name.removeprefix("head."): v for name, v in outputs.items() if name.startswith("head.")}
+        told |= model.head.answers(raw)  # type: ignore[operator]
+    return told
 
 
 def _retrieval(
@@ -83,20 +87,17 @@ def _retrieval(
 def _tasks(arrays: Arrays, found: dict[str, Floats]) -> dict[str, float]:
     scores: dict[str, float] = {}
     labelled_N = arrays.class_N >= 0
-    if "head.single_label" in found and labelled_N.any():
-        right_N = found["head.single_label"].argmax(axis=1) == arrays.class_N
-        scores["accuracy"] = float(right_N[labelled_N].mean())
-    if "head.binary" in found and labelled_N.any():
-        right_N = (found["head.binary"][:, 0] > 0) == (arrays.class_N == 1)
+    if "probabilities" in found and labelled_N.any():
+        right_N = found["probabilities"].argmax(axis=1) == arrays.class_N
         scores["accuracy"] = float(right_N[labelled_N].mean())
     borne_NK = arrays.labels_NK
-    if "head.multi_label" in found and not np.isnan(borne_NK).all():
+    if "label_probabilities" in found and not np.isnan(borne_NK).all():
         known_N = ~np.isnan(borne_NK).any(axis=1)
-        said, true = found["head.multi_label"][known_N] > 0, borne_NK[known_N] > 0.5
+        said, true = found["label_probabilities"][known_N] > 0.5, borne_NK[known_N] > 0.5
         scores["label_f1"] = float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
     known_N = ~np.isnan(arrays.value_N)
-    if "head.regression" in found and known_N.any():
-        error = np.abs(found["head.regression"][known_N, 0] - arrays.value_N[known_N]).mean()
+    if "value" in found and known_N.any():
+        error = np.abs(found["value"][known_N, 0] - arrays.value_N[known_N]).mean()
         scores["regression_fit"] = float(1 / (1 + error))
     return scores
 

@@ -1,0 +1,81 @@
+"""One step's losses and gradients, in one process or in its part of several: `python -m ... RANK WORLD FOLDER`.
+
+FOLDER holds the prepared rows; a process of several leaves what `Learner.backward` gave, which is averaged.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from polyweft.data.batches import choose_contents, share_of, take
+from polyweft.progress import Bar
+from polyweft.training.distributed import World, mean_over_processes
+from polyweft.training.feed import Feed
+from polyweft.training.gradients import Work
+from polyweft.training.loop import Learner, Surroundings
+from tests import small
+
+STILL = {"tower": "transformer", "transformer": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.0}}
+HEAD = {**small.HEAD, "dropout": 0.0}
+TOWERS = {**small.DUAL_TOWER, "encoders": {"image": small.IMAGE, "text": STILL}, "head": HEAD}
+TRIMODAL = {
+    **TOWERS,
+    "family": "trimodal",
+    "encoders": {"image": small.IMAGE, "text": STILL, "audio": small.AUDIO},
+    "head": {**HEAD, "sees": ["image", "text", "audio"], "fusion": "attention"},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "infonce": TOWERS,
+    "siglip": {**TOWERS, "contrast": {"loss": "siglip", "chunk": 3}},
+    "trimodal": TRIMODAL,
+}
+ROWS = 16
+
+
+def outcome(world: World, prepared: Path, folder: Path, micro_batch: int | None) -> dict[str, Tensor]:
+    """Every case's losses and gradients, the processes' mean."""
+    out: dict[str, Tensor] = {}
+    for name, section in CASES.items():
+        torch.manual_seed(3)
+        model, context = small.built(prepared, section)
+        arrays = small.arrays(prepared, context)
+        rows_B, real_B = share_of(np.arange(ROWS), world.rank, world.size)
+        batch = take(arrays, rows_B, choose_contents(arrays, seed=0, epoch=0), real_B=real_B)
+        feed = Feed(context.readers, world.device)
+        work = Work(feed.inputs(batch), torch.from_numpy(batch.present_BM), feed.targets(batch), seed=5)
+        with Bar("test", shown=False) as bar:
+            around = Surroundings(world, folder / name, lambda metrics, step: None, bar)
+            learner = Learner(model, small.train_params(), around, total=10)
+            losses = learner.backward(work, micro_batch)
+        for loss, value in losses.items():
+            out[f"{name} {loss}"] = mean_over_processes(value.reshape(1).clone(), world)
+        for parameter, value in model.named_parameters():
+            if value.grad is not None:
+                out[f"{name} {parameter}"] = value.grad.detach().clone().contiguous()
+    return out
+
+
+def main() -> None:
+    """Write `two-<micro_batch>.safetensors` on the first process."""
+    from safetensors.torch import save_file
+
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    store = distributed.FileStore(str(folder / "store"), size)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    world = World(rank, size, torch.device("cpu"))
+    for micro_batch in (None, 2):
+        found = outcome(world, folder / "prepared", folder / "work", micro_batch)
+        if rank == 0:
+            save_file(found, folder / f"two-{micro_batch}.safetensors")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
