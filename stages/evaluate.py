@@ -12,7 +12,7 @@ from typing import Any
 
 from polyweft.config import RuntimeParams
 from polyweft.data.shards import read_split
-from polyweft.data.text import TextTokenizer, TokenizerError
+from polyweft.data.text import TokenizerError
 from polyweft.errors import DataError
 from polyweft.evaluation.evaluator import EvaluateParams, Evaluation, evaluate_split
 from polyweft.evaluation.report import page
@@ -34,14 +34,17 @@ def run(
     DataError
         The split has no rows, or none that can be measured; a file of `trained` is missing or malformed.
     MediaError, TrainingError
-        An image cannot be decoded; the model answers NaN or infinity.
+        A content cannot be decoded; the model answers NaN or infinity.
     """
     from polyweft.models.build import load_trained
 
     samples = list(read_split(prepared, params.split))
-    predictor = load_trained(trained, threads=runtime.threads)
+    try:
+        predictor = load_trained(trained, threads=runtime.threads)
+    except TokenizerError as error:
+        raise DataError(f"the model's tokenizer cannot be loaded: {error}") from error
     begin = time.perf_counter()
-    evaluation = evaluate_split(predictor, _tokenizer(trained), samples, params, seed=runtime.seed)
+    evaluation = evaluate_split(predictor, samples, params, seed=runtime.seed)
     seconds = time.perf_counter() - begin
     _write_tables(evaluation, out)
     write_text(PAGES / "index.html", page(evaluation, samples, split=params.split))
@@ -53,15 +56,8 @@ def run(
     )
 
 
-def _tokenizer(trained: Path) -> TextTokenizer:
-    try:
-        return TextTokenizer.load(trained)
-    except TokenizerError as error:
-        raise DataError(f"the model's tokenizer cannot be loaded: {error}") from error
-
-
 def _write_tables(evaluation: Evaluation, out: Path) -> None:
-    """`predictions.parquet`, and as CSV `confusion` (a line a row), `per_class` and `recall`."""
+    """`predictions.parquet`, and as CSV `confusion` (a line a row), `per_class`, `recall` and `missing`."""
     import pyarrow as pa
 
     types: dict[str, pa.DataType] = {
@@ -70,20 +66,33 @@ def _write_tables(evaluation: Evaluation, out: Path) -> None:
         "label": pa.string(),
         "predicted": pa.string(),
         "probability": pa.float64(),
-        "image_to_text_rank": pa.int64(),
-        "text_to_image_rank": pa.int64(),
+        "labels": pa.list_(pa.string()),
+        "predicted_labels": pa.list_(pa.string()),
+        "target": pa.float64(),
+        "value": pa.float64(),
+        "generated": pa.string(),
     }
     columns = evaluation.predictions
-    table = {**columns, "probability": [_rounded(value) for value in columns["probability"]]}
-    write_table(out / "predictions.parquet", pa.table(table, schema=pa.schema(types)))
+    schema = pa.schema({name: types.get(name, pa.int64()) for name in columns})
+    table = {name: [_rounded(value) for value in values] for name, values in columns.items()}
+    write_table(out / "predictions.parquet", pa.table(table, schema=schema))
     rows = evaluation.rows
     pairs = zip(rows["actual"], rows["predicted"], strict=True) if "actual" in rows else ()
     _write_csv(out / "confusion.csv", ["actual", "predicted"], pairs)
-    classes = [[_rounded(value) for value in asdict(line).values()] for line in evaluation.class_reports]
+    reports = [*evaluation.class_reports, *evaluation.label_reports]
+    classes = [[_rounded(value) for value in asdict(line).values()] for line in reports]
     _write_csv(out / "per_class.csv", ["class", "precision", "recall", "f1", "support"], classes)
     names = ["direction", "k", "recall", "low", "high"]
     curve = [[_rounded(line[name]) for name in names] for line in evaluation.recall_curve]
     _write_csv(out / "recall.csv", names, curve)
+    lost = [
+        [line.modality, line.metric, name, line.samples, *map(_rounded, values)]
+        for line in evaluation.removals
+        for name, values in line.values.items()
+    ]
+    _write_csv(
+        out / "missing.csv", ["modality", "metric", "presence", "samples", "value", "low", "high"], lost
+    )
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

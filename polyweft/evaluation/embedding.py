@@ -1,171 +1,241 @@
-"""A split's samples as arrays: who bears which image and caption, and what a model makes of them.
+"""A split's samples as arrays: who bears which content of each modality, and what a model makes of them.
 
-Images with equal bytes are one image, and captions that are equal after cleaning are one caption, so that a
-manifest with a row a caption and one with a row an image give the same metrics.
+Contents with equal bytes are one content, and captions that are equal after cleaning are one caption, so that
+a manifest with a row a caption and one with a row an image give the same metrics.
 
-Shape suffixes: N rows, I unique images, M unique captions, D embedding size, F feature size, C classes.
+Shape suffixes: N rows, I unique contents of a modality, B rows of a batch, M modalities, L positions,
+D embedding size, F feature size.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from polyweft.data.decode import MediaDecodeError, decode_image_uint8, normalise
 from polyweft.data.shards import Sample
-from polyweft.data.text import TextTokenizer, clean
+from polyweft.data.text import clean
 from polyweft.errors import MediaError, TrainingError
 from polyweft.models.predictor import FloatArray, Predictor
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Items:
-    """The unique images and captions of some samples.
+class Contents:
+    """The unique contents of one modality, in order of first appearance.
 
     Attributes
     ----------
-    image_of_N
-        Each row's image, or -1.
-    image_ids, image_rows
-        SHA-256 (hex) of each image's bytes, and the first row that bears it.
-    captions
-        The unique captions, in order of first appearance.
-    captions_of
-        Each row's captions, without repeats, the row's first caption first; may be empty.
+    contents
+        Their bytes; of captions, the cleaned text.
+    first_rows
+        The first row that bears each.
+    of_rows
+        Each row's contents, without repeats, its first one first: none, one, or several captions.
     """
 
-    image_of_N: IntArray
-    image_ids: list[str]
-    image_rows: list[int]
-    captions: list[str]
-    captions_of: list[list[int]]
+    contents: list[bytes]
+    first_rows: list[int]
+    of_rows: list[list[int]]
+
+    @property
+    def first_N(self) -> IntArray:
+        """Each row's first content, or -1."""
+        return np.array([of[0] if of else -1 for of in self.of_rows], dtype=np.int64)
+
+    def text(self, item: int) -> str:
+        """A caption."""
+        return self.contents[item].decode("utf-8")
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Unit-length embeddings and features of `Items`, and class probabilities of the rows.
+    """Unit-length embeddings [I, D] and features [I, F] or [I, L, F] of each modality's contents."""
 
-    `classified_N` tells which rows of `probabilities_NC` hold an answer; the others are zero.
-    """
-
-    images_ID: FloatArray
-    captions_MD: FloatArray
-    probabilities_NC: FloatArray
-    classified_N: npt.NDArray[np.bool_]
+    embeddings: dict[str, FloatArray]
+    features: dict[str, FloatArray]
 
 
-def unique_items(
-    samples: Sequence[Sample], *, languages: list[str] | None, caption_choice: Literal["all", "first"]
-) -> Items:
-    """Find the unique images and captions; captions of other languages, and empty ones, are left out."""
-    image_of: list[int] = []
-    images: dict[str, int] = {}
-    image_rows: list[int] = []
-    captions: dict[str, int] = {}
-    captions_of: list[list[int]] = []
+@dataclass(frozen=True)
+class Answers:
+    """The head's outputs by name, [N, ...], and the rows that have an answer; the others are zero."""
+
+    outputs: dict[str, FloatArray]
+    answered_N: BoolArray
+
+
+def unique_contents(
+    samples: Sequence[Sample],
+    modality: str,
+    *,
+    languages: list[str] | None,
+    caption_choice: Literal["all", "first"],
+) -> Contents:
+    """Find a modality's unique contents; captions of other languages, and empty ones, are left out."""
+    places: dict[bytes, int] = {}
+    contents: list[bytes] = []
+    first_rows: list[int] = []
+    of_rows: list[list[int]] = []
     for row, sample in enumerate(samples):
-        image_of.append(-1)
-        if sample.image is not None:
-            key = hashlib.sha256(sample.image).hexdigest()
-            image_of[-1] = images.setdefault(key, len(images))
-            if len(images) > len(image_rows):
-                image_rows.append(row)
-        texts = [
-            clean(caption["text"] or "")
-            for caption in sample.captions
-            if languages is None or caption["language"] in languages
-        ]
-        chosen = [text for text in texts if text][: 1 if caption_choice == "first" else None]
-        captions_of.append([captions.setdefault(text, len(captions)) for text in dict.fromkeys(chosen)])
-    return Items(np.array(image_of, dtype=np.int64), list(images), image_rows, list(captions), captions_of)
+        if modality == "text":
+            given = [(text, text) for text in _captions(sample, languages, caption_choice)]
+        else:
+            content = sample.contents(modality)
+            given = [] if content is None else [(hashlib.sha256(content).digest(), content)]
+        borne = []
+        for key, content in given:
+            borne.append(places.setdefault(key, len(places)))
+            if len(places) > len(contents):
+                contents.append(content)
+                first_rows.append(row)
+        of_rows.append(list(dict.fromkeys(borne)))
+    return Contents(contents, first_rows, of_rows)
+
+
+def _captions(sample: Sample, languages: list[str] | None, choice: Literal["all", "first"]) -> list[bytes]:
+    texts = [
+        clean(caption["text"] or "")
+        for caption in sample.captions
+        if languages is None or caption["language"] in languages
+    ]
+    return [text.encode("utf-8") for text in texts if text][: 1 if choice == "first" else None]
 
 
 def embed(
-    predictor: Predictor,
-    tokenizer: TextTokenizer,
-    samples: Sequence[Sample],
-    items: Items,
-    *,
-    batch_size: int,
+    predictor: Predictor, samples: Sequence[Sample], contents: Mapping[str, Contents], *, batch_size: int
 ) -> Embedded:
-    """Ask the model for every unique image and caption once, and for each row's class.
-
-    A row's class is answered from its image and its first caption. With a head that sees both, an absent one
-    is marked as such; a row that lacks all that the head sees is not classified.
+    """Ask the model for every unique content once.
 
     Raises
     ------
     MediaError
-        An image cannot be decoded; the message names its row.
+        A content cannot be decoded; the message names its row.
     TrainingError
         The model answers NaN or infinity.
     """
-    images, image_features = _embed_images(predictor, samples, items, batch_size)
-    captions, caption_features = _embed_captions(predictor, tokenizer, items, batch_size)
-    caption_of_N = np.array([of[0] if of else -1 for of in items.captions_of], dtype=np.int64)
-    present_N2 = np.stack([items.image_of_N >= 0, caption_of_N >= 0], axis=1)
-    column: dict[str, npt.NDArray[np.bool_]] = {
-        "image": present_N2[:, 0],
-        "text": present_N2[:, 1],
-        "both": np.asarray(present_N2.any(axis=1)),
+    embeddings: dict[str, FloatArray] = {}
+    features: dict[str, FloatArray] = {}
+    for modality, found in contents.items():
+        if found.contents:
+            embeddings[modality], features[modality] = _encode(
+                predictor, samples, modality, found, batch_size=batch_size
+            )
+            finite(modality, embeddings[modality])
+        else:
+            embeddings[modality] = np.zeros((0, predictor.embedding_size), dtype=np.float32)
+            features[modality] = _feature_shape(predictor, modality)
+    return Embedded(embeddings, features)
+
+
+def answer(
+    predictor: Predictor,
+    contents: Mapping[str, Contents],
+    features: Mapping[str, FloatArray],
+    *,
+    batch_size: int,
+    without: str | None = None,
+    impute: bool | None = None,
+) -> Answers:
+    """Ask the model's head for each row, by its media and its first caption.
+
+    An absent modality is marked as such, and so is `without` in every row; a row that then lacks all that the
+    head sees has no answer. `impute` tells a head that can do both how absent features are stood in for;
+    None leaves it as it is served.
+
+    Raises
+    ------
+    TrainingError
+        The model answers NaN or infinity.
+    """
+    item = {name: contents[name].first_N for name in predictor.modalities}
+    if without is not None:
+        item[without] = np.full_like(item[without], -1)
+    present_NM = np.stack([item[name] >= 0 for name in predictor.modalities], axis=1)
+    seen = [predictor.modalities.index(name) for name in predictor.sees]
+    answered_N: BoolArray = np.asarray(present_NM[:, seen].any(axis=1))
+    outputs: dict[str, FloatArray] = {
+        name: np.zeros((len(answered_N), *shape), dtype=np.float32)
+        for name, shape in predictor.outputs.items()
     }
-    width = max(image_features.shape[1], caption_features.shape[1])
-    classes = len(predictor.classes)
-    classified_N: npt.NDArray[np.bool_] = np.zeros(len(samples), dtype=bool)
-    if classes > 1:
-        classified_N = column[predictor.sees]
-    probabilities = np.zeros((len(samples), classes), dtype=np.float32)
-    for rows in _batches(np.flatnonzero(classified_N), batch_size):
-        probabilities[rows] = predictor.classify(
-            _take(image_features, items.image_of_N[rows], width),
-            _take(caption_features, caption_of_N[rows], width),
-            present_N2[rows].astype(np.float32),
+    how = {} if impute is None else {"impute": impute}
+    for rows in _batches(np.flatnonzero(answered_N), batch_size):
+        given = {name: _take(features[name], item[name][rows]) for name in predictor.modalities}
+        found = predictor.answer(given, present_NM[rows].astype(np.float32), **how)
+        for name, values in outputs.items():
+            values[rows] = found[name]
+    for name, values in outputs.items():
+        finite(name, values)
+    return Answers(outputs, answered_N)
+
+
+def finite(name: str, values: FloatArray) -> None:
+    """Raise `TrainingError` where the model answered NaN or infinity."""
+    bad = int(np.count_nonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+    if bad:
+        raise TrainingError(
+            f"the model gives NaN or infinity for {bad} of {len(values)} rows ({name}); expected numbers. "
+            "Lower train.lr and run `dvc repro train`."
         )
-    for name, values in (("image", images), ("caption", captions), ("class", probabilities)):
-        _finite(name, values)
-    return Embedded(images, captions, probabilities, classified_N)
 
 
-def _embed_images(
-    predictor: Predictor, samples: Sequence[Sample], items: Items, batch_size: int
+def _encode(
+    predictor: Predictor, samples: Sequence[Sample], modality: str, found: Contents, *, batch_size: int
 ) -> tuple[FloatArray, FloatArray]:
-    parts = []
-    for rows in _batches(np.array(items.image_rows, dtype=np.int64), batch_size):
-        pixels = np.stack([_decode(samples[row], predictor) for row in rows])
-        parts.append(predictor.images(normalise(pixels, predictor.image_spec)))
-    return _joined(parts, predictor)
-
-
-def _embed_captions(
-    predictor: Predictor, tokenizer: TextTokenizer, items: Items, batch_size: int
-) -> tuple[FloatArray, FloatArray]:
-    # Captions of like length share a batch, so that little of it is padding.
-    order = np.array(sorted(range(len(items.captions)), key=lambda i: len(items.captions[i])), dtype=np.int64)
+    order = np.arange(len(found.contents))
+    if modality == "text":
+        # Captions of like length share a batch, so that little of it is padding.
+        lengths = np.array([len(found.text(i)) for i in range(len(order))])
+        order = np.argsort(lengths, kind="stable")
     parts = [
-        predictor.texts(tokenizer.encode([items.captions[i] for i in chosen]))
+        predictor.encode(modality, _read(predictor, samples, modality, found, chosen))
         for chosen in _batches(order, batch_size)
     ]
-    embeddings, features = _joined(parts, predictor)
     back = np.argsort(order)
-    return embeddings[back], features[back]
+    embeddings, features = (_joined([part[side] for part in parts])[back] for side in (0, 1))
+    return embeddings, features
 
 
-def _decode(sample: Sample, predictor: Predictor) -> npt.NDArray[np.uint8]:
-    assert sample.image is not None
+def _read(
+    predictor: Predictor, samples: Sequence[Sample], modality: str, found: Contents, chosen: IntArray
+) -> npt.NDArray[Any]:
+    reader = predictor.readers[modality]
     try:
-        return decode_image_uint8(sample.image, predictor.image_spec)
-    except MediaDecodeError as error:
+        return reader.read([found.contents[i] for i in chosen])
+    except ValueError:
+        for i in chosen:
+            _readable(predictor, samples[found.first_rows[i]], modality, found.contents[i])
+        raise
+
+
+def _readable(predictor: Predictor, sample: Sample, modality: str, content: bytes) -> None:
+    try:
+        predictor.readers[modality].read([content])
+    except ValueError as error:
         raise MediaError(
-            f"the image of sample {sample.id!r} cannot be decoded: {error}. The stage `validate` quarantines "
-            "such rows; set its checks accordingly and run `dvc repro`."
+            f"the {modality} of sample {sample.id!r} cannot be decoded: {error}. The stage `validate` "
+            "quarantines such rows; set its checks accordingly and run `dvc repro`."
         ) from error
+
+
+def _feature_shape(predictor: Predictor, modality: str) -> FloatArray:
+    """No features, of the shape that the model gives for this modality: float32 [0, F] or [0, L, F]."""
+    reader = predictor.readers[modality]
+    row = [1, *(size if size > 0 else 16 for size in reader.shape)]
+    return predictor.encode(modality, np.zeros(row, dtype=reader.dtype))[1][:0]
+
+
+def _joined(parts: list[FloatArray]) -> FloatArray:
+    """Batches as one; those of fewer positions get zeros at their end, which stand for padding."""
+    if parts[0].ndim == 3:
+        longest = max(part.shape[1] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, longest - part.shape[1]), (0, 0))) for part in parts]
+    return np.concatenate(parts)
 
 
 def _batches(rows: IntArray, size: int) -> Iterator[IntArray]:
@@ -173,26 +243,9 @@ def _batches(rows: IntArray, size: int) -> Iterator[IntArray]:
         yield rows[start : start + size]
 
 
-def _joined(
-    parts: list[tuple[FloatArray, FloatArray]], predictor: Predictor
-) -> tuple[FloatArray, FloatArray]:
-    if not parts:
-        return np.zeros((0, predictor.embedding_size), dtype=np.float32), np.zeros((0, 0), dtype=np.float32)
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-def _take(features: FloatArray, index_B: IntArray, width: int) -> FloatArray:
-    """Rows of `features`, zeros where the index is -1: float32 [B, width]."""
-    if not len(features):
-        return np.zeros((len(index_B), width), dtype=np.float32)
-    taken: FloatArray = np.where(index_B[:, None] >= 0, features[index_B], np.float32(0))
+def _take(features: FloatArray, index_B: IntArray) -> FloatArray:
+    """Rows of `features`, zeros where the index is -1."""
+    taken = np.zeros((len(index_B), *features.shape[1:]), dtype=np.float32)
+    there_B = index_B >= 0
+    taken[there_B] = features[index_B[there_B]]
     return taken
-
-
-def _finite(name: str, values: FloatArray) -> None:
-    bad = int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
-    if bad:
-        raise TrainingError(
-            f"the model gives NaN or infinity for {bad} of {len(values)} rows ({name}); expected numbers. "
-            "Lower train.lr and run `dvc repro train`."
-        )

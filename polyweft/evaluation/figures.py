@@ -20,20 +20,23 @@ _NAMED = 40
 _NUMBERED = 16
 """Up to so many classes have their counts in the cells."""
 
-SERIES = {
-    "image_to_text": ("Image to text", "var(--first)"),
-    "text_to_image": ("Text to image", "var(--second)"),
-}
+_COLOURS = ("var(--first)", "var(--second)")
+
+
+def direction_name(direction: str) -> str:
+    """`image_to_text` for people: Image to text."""
+    return direction.replace("_", " ").capitalize()
 
 
 def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
-    """Recall@K over K, both directions, with their intervals as bands.
+    """Recall@K over K, both directions between two modalities, with their intervals as bands.
 
     `lines` has direction, k, recall, low and high, as in `Evaluation.recall_curve`. The places of K are
     evenly spaced.
     """
     width, height, left, right, top, bottom = 640, 340, 44, 124, 14, 40
     ks = sorted({line["k"] for line in lines})
+    series = dict(zip(dict.fromkeys(line["direction"] for line in lines), _COLOURS, strict=False))
     step = (width - left - right) / max(len(ks) - 1, 1)
 
     def x(k: int) -> float:
@@ -42,7 +45,8 @@ def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
     def y(value: float) -> float:
         return top + (1 - value) * (height - top - bottom)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Recall at K in both directions">']
+    label = ", ".join(direction_name(direction) for direction in series)
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Recall at K: {label}">']
     parts += [
         f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
         f'<text class="tick" x="{left - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>'
@@ -54,11 +58,9 @@ def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
     ]
     middle = (left + width - right) / 2
     parts.append(f'<text class="tick" x="{middle:.0f}" y="{height - 4}" text-anchor="middle">K</text>')
-    ends = _apart({d: y(_series(lines, d)[-1]["recall"]) for d in SERIES if _series(lines, d)}, 18)
-    for direction, (name, colour) in SERIES.items():
-        points = _series(lines, direction)
-        if not points:
-            continue
+    ends = _apart({d: y(_series(lines, d)[-1]["recall"]) for d in series}, 18)
+    for direction, colour in series.items():
+        name, points = direction_name(direction), _series(lines, direction)
         band = [(x(p["k"]), y(p["high"])) for p in points]
         band += [(x(p["k"]), y(p["low"])) for p in reversed(points)]
         parts.append(f'<polygon points="{_points(band)}" fill="{colour}" opacity="0.16"/>')
@@ -75,6 +77,38 @@ def recall_curve(lines: Sequence[dict[str, Any]]) -> str:
             f'<text class="label" x="{width - right + 25}" y="{ends[direction] + 4:.1f}">{name}</text>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def scatter(actual_N: npt.NDArray[np.float64], predicted_N: npt.NDArray[np.float64]) -> str:
+    """Predicted over actual numbers, with the line on which they are equal."""
+    side, left, bottom = 360, 64, 40
+    low, high = float(min(actual_N.min(), predicted_N.min())), float(max(actual_N.max(), predicted_N.max()))
+    span = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return left + (value - low) / span * (side - 12)
+
+    def y(value: float) -> float:
+        return 6 + (high - value) / span * (side - 12)
+
+    parts = [
+        f'<svg viewBox="0 0 {side + left} {side + bottom}" style="max-width:{side + left}px" role="img" '
+        'aria-label="Predicted over actual">',
+        f'<line class="grid" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>',
+    ]
+    parts += [
+        f'<text class="tick" x="{x(value):.1f}" y="{side + 14}" text-anchor="middle">{value:.3g}</text>'
+        f'<text class="tick" x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        for value in (low, (low + high) / 2, high)
+    ]
+    parts += [
+        f'<circle cx="{x(float(a)):.1f}" cy="{y(float(p)):.1f}" r="3" fill="var(--first)" fill-opacity="0.5">'
+        f"<title>{a:.4g}, predicted {p:.4g}</title></circle>"
+        for a, p in zip(actual_N, predicted_N, strict=True)
+    ]
+    middle = left + side / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{side + 34}" text-anchor="middle">Actual</text></svg>')
+    return "".join(parts)
 
 
 def confusion(confusion_CC: npt.NDArray[np.int64], names: Sequence[str]) -> str:

@@ -1,194 +1,210 @@
-"""From a model's answers on a split to the numbers of each row, image and caption.
+"""From a model's embeddings of a split to the ranks of each content, in every direction between modalities.
 
 What comes out is the material of `polyweft.evaluation.confidence` (a part and a count per unit and metric),
-the table of predictions, and examples to look at.
+the columns of the table of predictions, and examples to look at.
 
-Shape suffixes: N rows, I unique images, M unique captions, P right pairs, U units, C classes.
+Right answers to a query are the contents of the other modality that any row bears together with it.
+
+Shape suffixes: N rows, I unique contents of a modality, P right pairs, T rows' right pairs, U units,
+Q queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from polyweft.data.shards import Sample
-from polyweft.evaluation.classification import confusion_matrix
-from polyweft.evaluation.confidence import Rows
-from polyweft.evaluation.embedding import Embedded, Items
+from polyweft.evaluation.embedding import BoolArray, Contents, IntArray
 from polyweft.evaluation.retrieval import CURVE_AT, per_query, rank_pairs
+from polyweft.evaluation.weighted import Rows
+from polyweft.modalities import MEDIA
+from polyweft.models.predictor import FloatArray
 
-DIRECTIONS = ("image_to_text", "text_to_image")
 _MEASURES = {
     "mean_average_precision": "average_precision",
     "ndcg_at_10": "ndcg_at_10",
     "mrr": "reciprocal_rank",
 } | {name: name for k in CURVE_AT for name in (f"recall_at_{k}", f"true_recall_at_{k}")}
-_EXAMPLES, _EXAMPLE_IMAGES = 8, 6
+_EXAMPLES, _EXAMPLE_ANSWERS = 8, 6
+
+Ranks = dict[str, IntArray]
+"""By direction (`text_to_image`): the best rank of each content of the first modality; 0 where none."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is resampled: contents of the first medium that a row has, or the row where it has none.
+
+    Attributes
+    ----------
+    of_rows_N
+        Each row's unit.
+    ids
+        `image:<SHA-256>`, `audio:<SHA-256>`, ..., `row:<id>`.
+    """
+
+    of_rows_N: IntArray
+    ids: npt.NDArray[np.str_]
+
+    def of(self, keep_N: BoolArray) -> tuple[npt.NDArray[np.str_], IntArray]:
+        """The ids of the kept rows' units, and of each row the place among them (0 in rows not kept)."""
+        chosen, place = np.unique(self.of_rows_N[keep_N], return_inverse=True)
+        unit_N = np.zeros(len(keep_N), dtype=np.int64)
+        unit_N[keep_N] = place
+        return self.ids[chosen], unit_N
+
+
+def find_units(samples: Sequence[Sample]) -> Units:
+    """The units of `samples`, which depend on them alone and on no model; images come first."""
+    names = [_unit(sample) for sample in samples]
+    order = [f"{medium}:" for medium in (*MEDIA, "row")]
+    unique = sorted(dict.fromkeys(names), key=lambda name: order.index(name[: name.index(":") + 1]))
+    place = {name: i for i, name in enumerate(unique)}
+    return Units(np.array([place[name] for name in names], dtype=np.int64), np.array(unique))
+
+
+def _unit(sample: Sample) -> str:
+    for medium in MEDIA:
+        content = sample.contents(medium)
+        if content is not None:
+            return f"{medium}:{hashlib.sha256(content).hexdigest()}"
+    return f"row:{sample.id}"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One caption's answer: the rows of the images ranked first, and which of them are right."""
+    """One caption's answer: the rows of the contents ranked first, and which of them are right."""
 
     caption: str
+    modality: str
     rank: int
     rows: list[int]
     right: list[bool]
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Best ranks: of each image among the captions and of each caption among the images; 0 where none."""
+class Retrieval:
+    """A split's embeddings, from which retrieval metrics over any of its rows follow."""
 
-    image_I: npt.NDArray[np.int64]
-    caption_M: npt.NDArray[np.int64]
+    def __init__(self, contents: Mapping[str, Contents], embeddings: Mapping[str, FloatArray]) -> None:
+        self._contents, self._embeddings = contents, embeddings
+        joined = [name for name, vectors in embeddings.items() if vectors.shape[1]]
+        triples = {(a, b): _triples(contents[a], contents[b]) for a, b in combinations(joined, 2)}
+        self._triples = {names: found for names, found in triples.items() if len(found)}
 
+    @property
+    def directions(self) -> list[str]:
+        """Such as `image_to_text`: those between modalities that some row has both of."""
+        return [name for a, b in self._triples for name in (f"{a}_to_{b}", f"{b}_to_{a}")]
 
-class SplitMeasures:
-    """A split with the model's answers, from which metrics over any of its rows follow."""
-
-    def __init__(
-        self, samples: Sequence[Sample], items: Items, embedded: Embedded, classes: list[str]
-    ) -> None:
-        self._samples, self._items, self._embedded, self._classes = samples, items, embedded, classes
-        alone = items.image_of_N < 0
-        self._unit_N = np.where(alone, len(items.image_ids) + np.cumsum(alone) - 1, items.image_of_N)
-        lonely = [f"row:{sample.id}" for sample, is_alone in zip(samples, alone, strict=True) if is_alone]
-        self._unit_ids = np.array([f"image:{key}" for key in items.image_ids] + lonely)
-        self._pairs_P3 = np.array(
-            [
-                (row, image, caption)
-                for row, image in enumerate(items.image_of_N)
-                for caption in items.captions_of[row]
-                if image >= 0
-            ],
-            dtype=np.int64,
-        ).reshape(-1, 3)
-
-    def rows(self, keep_N: npt.NDArray[np.bool_]) -> tuple[Rows, Ranks]:
-        """The material of `confidence` over the kept rows, as though the split held no others."""
-        units, unit_N = np.unique(self._unit_N[keep_N], return_inverse=True)
-        rows: Rows = {"unit_id": self._unit_ids[units]}
-        label_N = np.array([s.label or "" if s.class_index >= 0 else "" for s in self._samples])
-        chosen = (label_N[keep_N] != "") & self._embedded.classified_N[keep_N]
-        if chosen.any():
-            best_N = self._embedded.probabilities_NC[keep_N][chosen].argmax(axis=1)
-            rows["row_id"] = np.array([sample.id for sample in self._samples])[keep_N][chosen]
-            rows["row_unit"] = unit_N[chosen]
-            rows["actual"] = label_N[keep_N][chosen]
-            rows["predicted"] = np.array(self._classes)[best_N]
-        return rows, self._retrieval(keep_N, units, rows)
-
-    def _retrieval(self, keep_N: npt.NDArray[np.bool_], units: npt.NDArray[np.int64], rows: Rows) -> Ranks:
-        """Add both directions' parts and counts by unit to `rows`."""
-        image_ranks = np.zeros(len(self._items.image_ids), dtype=np.int64)
-        caption_ranks = np.zeros(len(self._items.captions), dtype=np.int64)
-        pairs_P2 = np.unique(self._pairs_P3[keep_N[self._pairs_P3[:, 0]], 1:], axis=0)
-        if len(pairs_P2):
-            images, image_P = np.unique(pairs_P2[:, 0], return_inverse=True)
-            captions, caption_P = np.unique(pairs_P2[:, 1], return_inverse=True)
+    def rows(self, keep_N: BoolArray, unit_N: IntArray, units: int) -> tuple[Rows, Ranks]:
+        """Each direction's parts and counts by unit over the kept rows, as though there were no others."""
+        rows: Rows = {}
+        ranks: Ranks = {}
+        for (a, b), triples_T3 in self._triples.items():
+            kept_T3 = triples_T3[keep_N[triples_T3[:, 0]]]
+            if not len(kept_T3):
+                continue
+            pairs_P2 = np.unique(kept_T3[:, 1:], axis=0)
+            items = [np.unique(pairs_P2[:, side], return_inverse=True) for side in (0, 1)]
             ranks_P2 = rank_pairs(
-                self._embedded.images_ID[images],
-                self._embedded.captions_MD[captions],
-                np.stack([image_P, caption_P], axis=1),
+                self._embeddings[a][items[0][0]],
+                self._embeddings[b][items[1][0]],
+                np.stack([items[0][1], items[1][1]], axis=1),
             )
-            by_image = per_query(ranks_P2[:, 0], image_P, len(images))
-            by_caption = per_query(ranks_P2[:, 1], caption_P, len(captions))
-            # An image is the unit of its own number; `units` ascends.
-            unit_P = np.searchsorted(units, images)[image_P]
-            first_P = np.unique(image_P, return_index=True)[1]
-            share_P = 1 / np.bincount(caption_P)[caption_P]
-            self._add(rows, DIRECTIONS[0], by_image, unit_P[first_P], np.ones(len(images)), len(units))
-            spread = {name: values[caption_P] for name, values in by_caption.items()}
-            self._add(rows, DIRECTIONS[1], spread, unit_P, share_P, len(units))
-            image_ranks[images] = by_image["best_rank"]
-            caption_ranks[captions] = by_caption["best_rank"]
-        return Ranks(image_ranks, caption_ranks)
+            for side, (query, other) in enumerate(((a, b), (b, a))):
+                found_Q, query_P = items[side]
+                measures = per_query(ranks_P2[:, side], query_P, len(found_Q))
+                ranks[f"{query}_to_{other}"] = np.zeros(len(self._contents[query].contents), dtype=np.int64)
+                ranks[f"{query}_to_{other}"][found_Q] = measures["best_rank"]
+                query_T = np.searchsorted(found_Q, kept_T3[:, 1 + side])
+                borne = np.unique(np.stack([query_T, unit_N[kept_T3[:, 0]]], axis=1), axis=0)
+                rows |= _by_unit(f"{query}_to_{other}", measures, borne, units)
+        return rows, ranks
 
-    @staticmethod
-    def _add(
-        rows: Rows,
-        direction: str,
-        measures: dict[str, npt.NDArray[np.float64]],
-        unit: npt.NDArray[np.int64],
-        weight: npt.NDArray[np.float64],
-        units: int,
-    ) -> None:
-        count_U = np.bincount(unit, weights=weight, minlength=units)
-        for name, measure in _MEASURES.items():
-            part_U = np.bincount(unit, weights=weight * measures[measure], minlength=units)
-            rows[f"{direction}_{name}.part"], rows[f"{direction}_{name}.count"] = part_U, count_U
+    def counts(self) -> dict[str, int]:
+        """How many contents of each modality are queries in some direction."""
+        found: dict[str, set[int]] = {}
+        for names, triples_T3 in self._triples.items():
+            for side, name in enumerate(names):
+                found.setdefault(name, set()).update(triples_T3[:, 1 + side].tolist())
+        return {f"retrieval_{plural(name)}": len(items) for name, items in found.items()}
 
-    def counts(self, rows: Rows) -> dict[str, int]:
-        """How many rows, images, captions and classes the metrics are over."""
-        counts: dict[str, int] = {
-            "samples": len(self._samples),
-            "leaks": sum(sample.leak for sample in self._samples),
-            "classified_samples": len(rows.get("row_id", ())),
-            "retrieval_images": len(np.unique(self._pairs_P3[:, 1])),
-            "retrieval_captions": len(np.unique(self._pairs_P3[:, 2])),
-            "samples_without_image": int(np.count_nonzero(self._items.image_of_N < 0)),
-            "samples_without_caption": sum(not of for of in self._items.captions_of),
-        }
-        if "actual" in rows:
-            counts["classes_in_split"] = len(np.unique(rows["actual"]))
-        return counts
-
-    def confusion(self, rows: Rows) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """The classes that stand among the actual or predicted ones, sorted, and their confusion matrix."""
-        if "actual" not in rows:
-            return [], np.zeros((0, 0), dtype=np.int64)
-        names = np.unique(np.concatenate([rows["actual"], rows["predicted"]]))
-        actual, predicted = (np.searchsorted(names, rows[key]) for key in ("actual", "predicted"))
-        return [str(name) for name in names], confusion_matrix(actual, predicted, len(names))
-
-    def predictions(self, rows: Rows, ranks: Ranks) -> dict[str, list[Any]]:
-        """The columns of `Evaluation.predictions`."""
-        predicted = self._embedded.classified_N
-        probabilities = self._embedded.probabilities_NC
-        paired = np.isin(np.arange(len(self._samples)), self._pairs_P3[:, 0])
-        items = self._items
-        return {
-            "id": [sample.id for sample in self._samples],
-            "leak": [sample.leak for sample in self._samples],
-            "label": [sample.label for sample in self._samples],
-            "predicted": [
-                self._classes[int(p.argmax())] if known else None
-                for p, known in zip(probabilities, predicted, strict=True)
-            ],
-            "probability": [
-                float(p.max()) if known else None for p, known in zip(probabilities, predicted, strict=True)
-            ],
-            "image_to_text_rank": [
-                int(ranks.image_I[image]) if has else None
-                for image, has in zip(items.image_of_N, paired, strict=True)
-            ],
-            "text_to_image_rank": [
-                int(ranks.caption_M[of[0]]) if has else None
-                for of, has in zip(items.captions_of, paired, strict=True)
-            ],
-        }
+    def predictions(self, ranks: Ranks) -> dict[str, list[int | None]]:
+        """`<direction>_rank` by row, of its first content; None where the row lacks one of the two."""
+        table: dict[str, list[int | None]] = {}
+        for (a, b), triples_T3 in self._triples.items():
+            paired = set(triples_T3[:, 0].tolist())
+            for query, other in ((a, b), (b, a)):
+                rank = ranks[f"{query}_to_{other}"]
+                table[f"{query}_to_{other}_rank"] = [
+                    int(rank[item]) if row in paired else None
+                    for row, item in enumerate(self._contents[query].first_N)
+                ]
+        return table
 
     def examples(self, ranks: Ranks) -> list[Example]:
-        """A few captions spread over the split, with the images that each finds first."""
-        captions = np.unique(self._pairs_P3[:, 2])
-        images = np.unique(self._pairs_P3[:, 1])
+        """A few captions spread over the split, with what each finds first of one other modality."""
+        directions = [names for names in self._triples if "text" in names]
+        if not directions:
+            return []
+        other = next(name for name in directions[0] if name != "text")
+        text_T, other_T = (
+            self._triples[directions[0]][:, 1 + directions[0].index(m)] for m in ("text", other)
+        )
+        captions, gallery = np.unique(text_T), np.unique(other_T)
         places = np.linspace(0, len(captions) - 1, min(_EXAMPLES, len(captions))).astype(np.int64)
         found = []
         for caption in captions[places]:
-            scores = self._embedded.images_ID[images] @ self._embedded.captions_MD[caption]
-            top = images[np.argsort(-scores, kind="stable")[:_EXAMPLE_IMAGES]]
-            right = set(self._pairs_P3[self._pairs_P3[:, 2] == caption, 1])
+            scores = self._embeddings[other][gallery] @ self._embeddings["text"][caption]
+            top = gallery[np.argsort(-scores, kind="stable")[:_EXAMPLE_ANSWERS]]
+            right = set(other_T[text_T == caption])
             found.append(
                 Example(
-                    caption=self._items.captions[caption],
-                    rank=int(ranks.caption_M[caption]),
-                    rows=[self._items.image_rows[image] for image in top],
-                    right=[image in right for image in top],
+                    caption=self._contents["text"].text(caption),
+                    modality=other,
+                    rank=int(ranks[f"text_to_{other}"][caption]),
+                    rows=[self._contents[other].first_rows[item] for item in top],
+                    right=[item in right for item in top],
                 )
             )
         return found
+
+
+def plural(modality: str) -> str:
+    """As in the names of counts: images, captions, audio."""
+    return {"image": "images", "text": "captions", "video": "videos", "graph": "graphs"}.get(
+        modality, modality
+    )
+
+
+def _triples(first: Contents, second: Contents) -> IntArray:
+    """Row, content and content of each pair that a row bears: int64 [T, 3]."""
+    return np.array(
+        [
+            (row, a, b)
+            for row, (of_a, of_b) in enumerate(zip(first.of_rows, second.of_rows, strict=True))
+            for a in of_a
+            for b in of_b
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 3)
+
+
+def _by_unit(
+    direction: str, measures: Mapping[str, npt.NDArray[np.float64]], borne: IntArray, units: int
+) -> Rows:
+    """Parts and counts by unit; a query's value is split evenly over the units that bear it."""
+    query, unit = borne.T
+    share = 1 / np.bincount(query)[query]
+    count_U = np.bincount(unit, weights=share, minlength=units)
+    rows: Rows = {}
+    for name, measure in _MEASURES.items():
+        part_U = np.bincount(unit, weights=share * measures[measure][query], minlength=units)
+        rows[f"{direction}_{name}.part"], rows[f"{direction}_{name}.count"] = part_U, count_U
+    return rows

@@ -12,20 +12,20 @@ import pytest
 from polyweft.evaluation.evaluator import evaluate_split
 from polyweft.evaluation.figures import confusion, recall_curve
 from polyweft.evaluation.report import page
-from tests.unit.evaluation.table_model import TableModel, params, sample, tokenizer
+from tests.unit.evaluation.table_model import TableModel, params, readers, sample
 
 CLASSES = ["<b>ant</b>", "蜜蜂"]
 
 
 def written(tmp_path: Path) -> str:
-    words = tokenizer(tmp_path)
+    words = readers(tmp_path)
     vectors = np.eye(12, dtype=np.float32)
     texts = {f"<script>{i}": vectors[i] for i in range(12)}
     rows = [
         sample(i, i, [f"<script>{i}"], label=CLASSES[i % 2], classes=CLASSES, leak=i == 0) for i in range(12)
     ]
     model = TableModel(words, vectors, texts, classes=CLASSES, answers=np.eye(2)[np.arange(12) % 2])
-    return page(evaluate_split(model, words, rows, params(), seed=0), rows, split="test")
+    return page(evaluate_split(model, rows, params(), seed=0), rows, split="test")
 
 
 def test_the_page_shows_the_metrics_and_needs_no_other_file(tmp_path: Path) -> None:
