@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from polyweft.errors import TrainingError
-
 STORE_VARIABLE = "POLYWEFT_STORE"
 """Where `launch` keeps the store that the workers meet at (host:port); without it torchrun's own is used."""
+
+DEVICE_VARIABLE = "POLYWEFT_FIRST_DEVICE"
 
 PATIENCE = timedelta(minutes=10)
 
@@ -39,22 +39,12 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Join the group that torchrun describes in the environment: NCCL with GPUs, gloo without.
-
-    Raises
-    ------
-    TrainingError
-        The workers of an earlier round met at the same place (one chance in 28,000); torchrun tries again.
-    """
+    """Join the group that torchrun describes in the environment: NCCL with GPUs, gloo without."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    # Two agents on one machine number their workers from 0 each: the first device of an agent is told.
-    device = (
-        torch.device("cuda", local + int(os.environ.get("POLYWEFT_FIRST_DEVICE", "0")))
-        if cuda
-        else ALONE.device
-    )
+    # Two agents on one machine number their workers from 0 each: an agent is told its first device.
+    local = int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get(DEVICE_VARIABLE, "0"))
+    device = torch.device("cuda", local) if cuda else ALONE.device
     if cuda:
         torch.cuda.set_device(device)
     if size == 1:
@@ -62,7 +52,8 @@ def world() -> Iterator[World]:
         return
     backend = "nccl" if cuda else "gloo"
     address = os.environ.get(STORE_VARIABLE)
-    if address or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size:  # one machine: nothing leaves it
+    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size
+    if one_machine or os.environ.get("MASTER_ADDR") == "127.0.0.1":  # nothing leaves it
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if address:
         store = _store(address, rank)
@@ -101,5 +92,5 @@ def _store(address: str, rank: int) -> Store:
     )
     store = PrefixStore(round_, client)
     if rank == 0 and store.add("rounds", 1) > 1:
-        raise TrainingError("another round of workers met under this number; they start again.")
+        raise ConnectionError("another round of workers met under this port; torchrun starts them again")
     return store
