@@ -1,13 +1,10 @@
-"""Train the joint model on prepared shards, with torchrun."""
+"""Train the model on prepared shards, with torchrun."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,15 +13,27 @@ from polyweft.config import RuntimeParams
 from polyweft.errors import TrainingError
 from polyweft.hashing import md5_path
 from polyweft.io import read_json, write_json
-from polyweft.models.build import ModelParams
-from polyweft.processes import guarded
+from polyweft.models.family import ModelParams
 from polyweft.report import Report
+from polyweft.training.launch import launch
+from polyweft.training.memory import chosen_micro_batch
 from polyweft.training.params import TrainParams
-from polyweft.workspace import state_folder
+from polyweft.workspace import state_folder, workspace
 from stages.entry import enter
 
 # What a checkpoint's bytes depend on besides the settings and the data.
-CODE = ("polyweft/models", "polyweft/training", "polyweft/data/batches.py", "polyweft/data/decode.py")
+CODE = (
+    "polyweft/losses",
+    "polyweft/modalities.py",
+    "polyweft/models",
+    "polyweft/training",
+    "polyweft/data/batches.py",
+    "polyweft/data/decode.py",
+    "polyweft/data/text.py",
+    "polyweft/data/audio.py",
+    "polyweft/data/video.py",
+    "polyweft/data/graph.py",
+)
 
 
 def run(
@@ -40,13 +49,11 @@ def run(
     sections = {"train": params.model_dump(), "model": model.model_dump(), "runtime": runtime.model_dump()}
     work = state_folder() / "checkpoints" / _key(sections, prepared)
     work.mkdir(parents=True, exist_ok=True)
-    for name in ("error.json", "result.json"):
-        (work / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     paths = {"prepared": str(prepared.absolute()), "out": str(out.absolute())}
     write_json(work / "spec.json", {**sections, **paths})
     begin = time.time()
-    code = _torchrun(work / "spec.json", params.processes, max(1, runtime.threads // params.processes))
+    code = _launch_until_it_fits(work, params, max(1, runtime.threads // params.processes))
     if code != 0:
         raise TrainingError(_reason(work, code))
     result = read_json(work / "result.json")
@@ -57,37 +64,35 @@ def run(
 
 def _key(sections: dict[str, dict[str, Any]], prepared: Path) -> str:
     root = Path(__file__).parent.parent
-    parts = [sections, md5_path(prepared), *(md5_path(root / path) for path in CODE)]
+    given = (sections["train"]["init_from"], (sections["train"]["distill"] or {}).get("teacher"))
+    models = [md5_path(workspace() / path) for path in given if path and (workspace() / path).exists()]
+    parts = [sections, md5_path(prepared), models, *(md5_path(root / path) for path in CODE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _torchrun(spec: Path, processes: int, threads: int) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={processes}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
-        "--local-addr=127.0.0.1",
-        "-m",
-        "polyweft.training.worker",
-        str(spec),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    log = spec.parent / "torchrun.log"
-    with log.open("wb") as errors:
-        return subprocess.run(guarded(command), env=environment, stderr=errors, check=False).returncode
+def _launch_until_it_fits(work: Path, params: TrainParams, threads: int) -> int:
+    """Start training, and again as long as its processes ask for a smaller micro-batch; the exit code."""
+    while True:
+        for left in ("error.json", "result.json", "reading-*.txt"):
+            for path in work.glob(left):
+                path.unlink()
+        before = chosen_micro_batch(work, params.micro_batch)
+        code = launch(work / "spec.json", processes=params.processes, agents=params.agents, threads=threads)
+        if code == 0 or chosen_micro_batch(work, params.micro_batch) == before:
+            return code
 
 
 def _reason(work: Path, code: int) -> str:
     if (work / "error.json").exists():
         return str(read_json(work / "error.json")["message"])
-    tail = (work / "torchrun.log").read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    logs = sorted(work.glob("agent-*.log"), key=lambda path: path.stat().st_mtime)
+    tail = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    reading = [path.read_text(encoding="utf-8").strip() for path in sorted(work.glob("reading-*.txt"))]
+    samples = ", ".join(sample for sample in reading if sample)
     return "\n".join(
         [
-            f"training ended with code {code}: a worker died. Run `dvc repro` to go on from the last "
-            f"checkpoint; the full log is {work / 'torchrun.log'}. Its last lines:",
+            f"training ended with code {code}: a worker died{f' reading {samples}' if samples else ''}. Run "
+            f"`dvc repro` to go on from the last checkpoint; the full log is {logs[-1]}. Its last lines:",
             *tail,
         ]
     )

@@ -38,7 +38,7 @@ def run_with_halving(
     micro_batch: int,
     world: World,
     *,
-    folder: Path,
+    folder: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[T, int]:
     """Call `step(micro_batch)`, with half of it again whenever memory runs out; the result and the last size.
@@ -66,7 +66,8 @@ def run_with_halving(
                 "train.gradient_checkpointing on, or train on a larger machine."
             )
         micro_batch = -(-micro_batch // 2)
-        write_json(folder / FILE, {"micro_batch": micro_batch})
+        if folder is not None:
+            write_json(folder / FILE, {"micro_batch": micro_batch})
         message = f"memory ran out; {micro_batch} rows at a time from here on, with the same gradients"
         if world.size > 1:
             raise SmallerMicroBatchError(f"{message}. Run `dvc repro` to go on from the last checkpoint.")
