@@ -18,7 +18,7 @@ from polyweft.models.family import BuildContext, Family, ModelParams
 from polyweft.training.params import TrainParams
 
 TEXT = {
-    "kind": "hash", "max_tokens": 8, "pad_id": 0, "start_id": 1, "end_id": 2, "vocabulary_size": 40,
+    "kind": "hash", "max_tokens": 8, "pad_id": 0, "start_id": 1, "end_id": 2, "vocabulary_size": 4000,
     "lowercase": True,
 }  # fmt: skip
 CLASSES, LABELS = ["dark", "light"], ["even", "high", "odd"]

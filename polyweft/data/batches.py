@@ -233,7 +233,7 @@ def drop_modalities(present_BM: Floats, draws_BM: Floats, probability: float) ->
     """
     kept_BM = present_BM * (draws_BM >= probability)
     lost_B = kept_BM.sum(axis=1) == 0
-    last_BM = np.eye(present_BM.shape[1], dtype=np.float32)[(draws_BM * present_BM).argmax(axis=1)]
+    last_BM = np.eye(present_BM.shape[1], dtype=np.float32)[((1 + draws_BM) * present_BM).argmax(axis=1)]
     return np.where(lost_B[:, None], last_BM * present_BM, kept_BM).astype(np.float32)
 
 
