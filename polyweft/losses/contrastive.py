@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from polyweft.config import Section
-from polyweft.losses.gather import Rows, first_row, mean_of_rows, total
+from polyweft.losses.gather import Rows, cosines, first_row, mean_of_rows, total
 from polyweft.losses.siglip import siglip
 from polyweft.losses.targets import Targets
 
@@ -163,12 +163,12 @@ def info_nce(
     targets_BG = positive_BG / positive_BG.sum(dim=1, keepdim=True).clamp(min=1)
     if soft_targets:
         with torch.no_grad():
-            alike_BG = scale * (a.x_BD @ a.x_GD.T + b.x_BD @ b.x_GD.T) / 2
+            alike_BG = scale * (cosines(a.x_BD, a.x_GD) + cosines(b.x_BD, b.x_GD)) / 2
             alike_BG = alike_BG.masked_fill(~there_G[None], EXCLUDED).softmax(dim=1)
             targets_BG = (1 - soft_targets) * targets_BG + soft_targets * alike_BG
     terms_B = a.x_BD.new_zeros(len(there_B))
     for queries_BD, gallery_GD in ((a.x_BD, b.x_GD), (b.x_BD, a.x_GD)):
-        logits_BG = (scale * queries_BD @ gallery_GD.T).masked_fill(~there_G[None], EXCLUDED)
+        logits_BG = (scale * cosines(queries_BD, gallery_GD)).masked_fill(~there_G[None], EXCLUDED)
         counts_BG = _importance(logits_BG, there_G[None] & ~positive_BG, hard_negatives)
         log_partition_B1 = (logits_BG + counts_BG).logsumexp(dim=1, keepdim=True)
         terms_B = terms_B - (targets_BG * (logits_BG - log_partition_B1)).sum(dim=1) / 2
@@ -195,7 +195,7 @@ def within(rows: Mapping[str, Rows], scale: Tensor) -> Tensor:
     for part in parts:
         seen_BG = part.there_G[None] & others_BG
         positive_BG = shares_BG & seen_BG
-        logits_BG = (scale * part.x_BD @ part.x_GD.T).masked_fill(~seen_BG, EXCLUDED)
+        logits_BG = (scale * cosines(part.x_BD, part.x_GD)).masked_fill(~seen_BG, EXCLUDED)
         positives_B = positive_BG.sum(dim=1)
         targets_BG = positive_BG / positives_B[:, None].clamp(min=1)
         terms_B = -(targets_BG * logits_BG.log_softmax(dim=1)).sum(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polyweft.losses.contrastive import EXCLUDED
-from polyweft.losses.gather import Rows, mean_of_rows
+from polyweft.losses.gather import Rows, cosines, mean_of_rows
 
 
 def distil_similarities(
@@ -36,8 +36,8 @@ def distil_similarities(
     there_B, there_G = a.there_B & b.there_B, a.there_G & b.there_G
     terms_B = a.x_BD.new_zeros(len(there_B))
     for (mine, other), (its, others) in ((student, teacher), (student[::-1], teacher[::-1])):
-        logits_BG = (scale * mine.x_BD @ other.x_GD.T).masked_fill(~there_G[None], EXCLUDED)
-        wanted_BG = (teacher_scale * its.x_BD @ others.x_GD.T).masked_fill(~there_G[None], EXCLUDED)
+        logits_BG = (scale * cosines(mine.x_BD, other.x_GD)).masked_fill(~there_G[None], EXCLUDED)
+        wanted_BG = (teacher_scale * cosines(its.x_BD, others.x_GD)).masked_fill(~there_G[None], EXCLUDED)
         terms_B = terms_B + _divergence(logits_BG, wanted_BG) / 2
     return mean_of_rows(terms_B, there_B)
 

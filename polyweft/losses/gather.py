@@ -74,6 +74,12 @@ def mean_of_rows(terms_B: Tensor, weights_B: Tensor) -> Tensor:
     return (terms_B * weights_B).sum() * world_size() / weight.where(weight > 0, torch.ones_like(weight))
 
 
+def cosines(a_BD: Tensor, b_GD: Tensor) -> Tensor:
+    """Cosines of unit-length rows, float32 (B, G) under autocast too: times 100, bf16 is too coarse."""
+    with torch.autocast(a_BD.device.type, enabled=False):
+        return a_BD @ b_GD.T
+
+
 @dataclass(frozen=True)
 class Rows:
     """One modality's embeddings in the global batch; make it with `Rows.gather`.

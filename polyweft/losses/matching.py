@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyweft.losses.gather import Rows
+from polyweft.losses.gather import Rows, cosines
 
 
 def hard_negatives(
@@ -37,8 +37,8 @@ def hard_negatives(
     wrong_BG = there_B[:, None] & there_G[None] & ~(a.same() | b.same())
     with torch.no_grad():
         return (
-            _choose(scale * a.x_BD @ b.x_GD.T, wrong_BG, generator),
-            _choose(scale * b.x_BD @ a.x_GD.T, wrong_BG, generator),
+            _choose(scale * cosines(a.x_BD, b.x_GD), wrong_BG, generator),
+            _choose(scale * cosines(b.x_BD, a.x_GD), wrong_BG, generator),
         )
 
 

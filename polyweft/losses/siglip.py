@@ -36,9 +36,10 @@ def siglip(a: Rows, b: Rows, scale: Tensor, bias: Tensor, *, chunk: int) -> Tens
     """
     there_B, there_G = a.there_B & b.there_B, a.there_G & b.there_G
     keys = (a.key_B, a.key_G, b.key_B, b.key_G)
-    summed: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
-        a.x_BD, b.x_GD, scale, bias, (*keys, there_B, there_G), chunk
-    )
+    with torch.autocast(a.x_BD.device.type, enabled=False):
+        summed: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
+            a.x_BD, b.x_GD, scale, bias, (*keys, there_B, there_G), chunk
+        )
     return summed * world_size() / total(there_B.sum()).clamp(min=1)
 
 

@@ -127,6 +127,14 @@ def test_a_batch_without_a_pair_gives_zero_and_zero_gradients(params: ContrastPa
     assert torch.equal(torch.autograd.grad(loss, leaf)[0], torch.zeros(3, 8))
 
 
+@pytest.mark.parametrize("params", EVERY, ids=str)
+def test_autocast_changes_no_bit(params: ContrastParams) -> None:
+    rows = {"image": _rows(_unit(6, 0)), "text": _rows(_unit(6, 1))}
+    plain = pairwise(rows, SCALE, BIAS, params) + within(rows, SCALE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(pairwise(rows, SCALE, BIAS, params) + within(rows, SCALE), plain)
+
+
 def test_equal_captions_do_not_repel_each_other() -> None:
     same = functional.normalize(torch.eye(4)[[0, 0, 1, 2]], dim=1)
     scale = torch.tensor(100.0)
