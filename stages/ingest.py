@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from polyweft.config import RuntimeParams
 from polyweft.data.media import MediaWriter
-from polyweft.data.records import MEDIA, SPLITS, manifest, quarantine
+from polyweft.data.records import SPLITS, manifest, quarantine
 from polyweft.data.sources import IngestParams, read_source
 from polyweft.data.sources.collect import Collected, collect
 from polyweft.errors import DataError
 from polyweft.io import write_table
+from polyweft.modalities import MEDIA
 from polyweft.report import Report
 from polyweft.workspace import workspace
 from stages.entry import enter
@@ -93,6 +94,7 @@ def _facts(params: IngestParams, collected: Collected) -> dict[str, Any]:
         "rows_without_split": sum(row["split"] is None for row in rows),
         **{f"rows_{split}": sum(row["split"] == split for row in rows) for split in SPLITS},
         "labels": len({row["label"] for row in rows} - {None}),
+        "labels_at_once": len({name for row in rows for name in row["labels"]}),
         "rows_without_label": sum(row["label"] is None for row in rows),
         **{f"rows_with_{kind}": sum(row.get(kind) is not None for row in rows) for kind in MEDIA},
         "rows_with_text": sum(bool(row["captions"]) for row in rows),

@@ -139,6 +139,8 @@ def _ranges(columns: dict[str, list[Any]], measured: dict[str, Measured]) -> dic
         "image_height",
         "audio_seconds",
         "audio_rate",
+        "video_seconds",
+        "graph_nodes",
         "captions",
         "caption_characters",
     ):

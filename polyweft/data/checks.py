@@ -16,16 +16,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from polyweft.config import Section
-from polyweft.data import decode
+from polyweft.data import audio, decode, graph, video
 from polyweft.data.media import MediaStore
-from polyweft.data.records import MEDIA
+from polyweft.modalities import MEDIA
 from polyweft.progress import track
 
 IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of 16 and 32 bits a channel."""
 
-Present = Literal["image", "audio", "video", "graph", "captions", "label", "target", "group", "split"]
+Present = Literal[
+    "image", "audio", "video", "graph", "captions", "label", "labels", "target", "group", "split"
+]
 
 
 class MissingParams(Section):
@@ -33,6 +35,8 @@ class MissingParams(Section):
 
     image: float = Field(default=1.0, ge=0.0, le=1.0)
     audio: float = Field(default=1.0, ge=0.0, le=1.0)
+    video: float = Field(default=1.0, ge=0.0, le=1.0)
+    graph: float = Field(default=1.0, ge=0.0, le=1.0)
     captions: float = Field(default=1.0, ge=0.0, le=1.0)
     label: float = Field(default=1.0, ge=0.0, le=1.0)
     split: float = Field(default=1.0, ge=0.0, le=1.0)
@@ -60,6 +64,11 @@ class ValidateParams(Section):
     audio_max_seconds: float = Field(default=60.0, gt=0.0, le=86_400.0)
     audio_min_rate: int = Field(default=8_000, ge=1, description="Hz")
     audio_max_rate: int = Field(default=192_000, ge=1, description="Hz")
+    video_max_pixels: int = Field(default=8_294_400, ge=1, le=10**9, description="of a frame; 3840 x 2160")
+    video_max_frames: int = Field(default=36_000, ge=1, le=10**6)
+    video_min_seconds: float = Field(default=0.05, ge=0.0)
+    video_max_seconds: float = Field(default=600.0, gt=0.0, le=86_400.0)
+    graph_max_nodes: int = Field(default=256, ge=1, le=100_000)
     caption_max_characters: int = Field(default=2_000, ge=1)
     caption_max_invalid: int = Field(
         default=0, ge=0, description="control, private, unassigned and replacement characters in a caption"
@@ -76,6 +85,7 @@ class ValidateParams(Section):
             ("image_min_side", "image_max_side"),
             ("audio_min_seconds", "audio_max_seconds"),
             ("audio_min_rate", "audio_max_rate"),
+            ("video_min_seconds", "video_max_seconds"),
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} is above {high}")
@@ -93,6 +103,7 @@ class Measured:
     height: int | None = None
     seconds: float | None = None
     rate: int | None = None
+    nodes: int | None = None
     fault: tuple[str, str] | None = None
 
 
@@ -130,19 +141,43 @@ def check_audio(content: bytes, params: ValidateParams) -> Measured:
     A clip of four times `audio_max_seconds` is not decoded; the suite names it by its length.
     """
     try:
-        frames, rate, _ = decode.probe_audio(content)
+        frames, rate, _ = audio.probe_audio(content)
         if frames <= 4 * params.audio_max_seconds * rate:
-            frames = len(decode.decode_audio(content, None)[0])
-    except decode.MediaDecodeError as error:
+            frames = len(audio.decode_audio(content, None)[0])
+    except audio.AudioDecodeError as error:
         return Measured(fault=("audio_broken", str(error)))
     return Measured(seconds=frames / rate, rate=rate)
 
 
-def check_media(rows: Iterable[dict[str, Any]], store: MediaStore, params: ValidateParams) -> MediaCheck:
-    """Open every medium of `rows` fully, each key once, and set aside or mask the rows with broken ones.
+def check_video(content: bytes, params: ValidateParams) -> Measured:
+    """Read the headers, then decode every frame; a clip over a limit is not decoded.
 
-    Video and graphs are taken by their size: empty ones are broken.
+    A clip over `video_max_seconds` is not decoded; the suite names it by its length.
     """
+    half = [0.5, 0.5, 0.5]
+    try:
+        info = video.probe_video(content, max_frames=params.video_max_frames)
+        if info.width * info.height > params.video_max_pixels:
+            reason = f"{info.width} x {info.height} pixels are over validate.video_max_pixels"
+            return Measured(info.width, info.height, fault=("video_too_large", reason))
+        if info.seconds <= params.video_max_seconds:
+            limits = (params.video_max_pixels, params.video_max_frames, params.video_max_seconds)
+            video.decode_video(content, video.VideoSpec(1, 8, "squash", half, half, *limits))
+    except video.VideoDecodeError as error:
+        return Measured(fault=("video_broken", str(error)))
+    return Measured(info.width, info.height, seconds=info.seconds)
+
+
+def check_graph(content: bytes) -> Measured:
+    """Hold a scene graph against its schema, see `polyweft.data.graph`."""
+    try:
+        return Measured(nodes=len(graph.parse_graph(content).nodes))
+    except graph.GraphDecodeError as error:
+        return Measured(fault=("graph_broken", str(error)))
+
+
+def check_media(rows: Iterable[dict[str, Any]], store: MediaStore, params: ValidateParams) -> MediaCheck:
+    """Open every medium of `rows` fully, each key once, and set aside or mask the rows with broken ones."""
     out = MediaCheck()
     rows = list(rows)
     with ThreadPoolExecutor(params.workers) as pool:
@@ -159,26 +194,29 @@ def flat_view(rows: Sequence[dict[str, Any]], measured: dict[str, Measured]) -> 
     """Columns of plain values, a value a row: what the suite of expectations is about.
 
     Lengths are in characters, sides in pixels, `audio_seconds` in seconds, `audio_rate` in Hz; `row` is
-    the row's place. Columns that count captions are never null, the others are where the row lacks it.
+    the row's place. What a row lacks is null.
     """
     columns: dict[str, list[Any]] = {name: [] for name in FLAT}
     for place, row in enumerate(rows):
         texts = [caption["text"] for caption in row["captions"]]
         image = measured.get(row["image"] or "", Measured())
-        audio = measured.get(row["audio"] or "", Measured())
+        sound = measured.get(row["audio"] or "", Measured())
         sides = (image.width, image.height)
         values = {
             "row": place,
             **{name: row[name] for name in ("id", *MEDIA, "label", "target", "group", "split")},
             **{name: row[name] for name in ("source", "content_hash")},
+            "labels": len(row["labels"]) or None,
             "captions": len(texts) or None,
             "caption_characters": max(map(len, texts), default=None),
             "caption_invalid": max(map(invalid_characters, texts), default=None),
             "image_width": image.width,
             "image_height": image.height,
             "image_aspect": max(sides) / min(sides) if sides[0] and sides[1] else None,  # type: ignore[type-var, operator]
-            "audio_seconds": audio.seconds,
-            "audio_rate": audio.rate,
+            "audio_seconds": sound.seconds,
+            "audio_rate": sound.rate,
+            "video_seconds": measured.get(row["video"] or "", Measured()).seconds,
+            "graph_nodes": measured.get(row["graph"] or "", Measured()).nodes,
         }
         for name, value in values.items():
             columns[name].append(value)
@@ -187,8 +225,9 @@ def flat_view(rows: Sequence[dict[str, Any]], measured: dict[str, Measured]) -> 
 
 FLAT = (
     *("row", "id", *MEDIA, "label", "target", "group", "split", "source", "content_hash"),
-    *("captions", "caption_characters", "caption_invalid"),
+    *("labels", "captions", "caption_characters", "caption_invalid"),
     *("image_width", "image_height", "image_aspect", "audio_seconds", "audio_rate"),
+    *("video_seconds", "graph_nodes"),
 )
 """The columns of the flat view."""
 
@@ -206,7 +245,11 @@ def _check(key: str, content: bytes, params: ValidateParams) -> Measured:
         return Measured(fault=(f"{kind}_broken", f"{kind} is empty (0 bytes)"))
     if kind == "image":
         return check_image(content, params)
-    return check_audio(content, params) if kind == "audio" else Measured()
+    if kind == "audio":
+        return check_audio(content, params)
+    if kind == "video":
+        return check_video(content, params)
+    return check_graph(content) if kind == "graph" else Measured()
 
 
 def _sort(row: dict[str, Any], params: ValidateParams, out: MediaCheck) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from polyweft.data.checks import FLAT, ValidateParams
 from polyweft.data.records import SPLITS
+from polyweft.modalities import MEDIA
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def suite_rules(params: ValidateParams) -> list[Rule]:
         *(_filled(name) for name in dict.fromkeys(("id", "source", "content_hash", *params.required))),
         _pattern("content_hash", "^[0-9a-f]{64}$"),
         _pattern("id", r"^[^\x00-\x1f\x7f]{1,1000}$"),
-        *(_pattern(kind, rf"^{kind}/[0-9a-f]{{64}}\.[0-9a-z]{{1,8}}$") for kind in ("image", "audio")),
+        *(_pattern(kind, rf"^{kind}/[0-9a-f]{{64}}\.[0-9a-z]{{1,8}}$") for kind in MEDIA),
         _one_of("split", list(SPLITS)),
         _between("image_width", params.image_min_side, params.image_max_side),
         _between("image_height", params.image_min_side, params.image_max_side),
         _between("image_aspect", 1, params.image_max_aspect),
         _between("audio_seconds", params.audio_min_seconds, params.audio_max_seconds),
         _between("audio_rate", params.audio_min_rate, params.audio_max_rate),
+        _between("video_seconds", params.video_min_seconds, params.video_max_seconds),
+        _between("graph_nodes", 1, params.graph_max_nodes),
         _between("captions", 1, params.captions_max),
         _between("caption_characters", 0, params.caption_max_characters),
         _between("caption_invalid", 0, params.caption_max_invalid),
@@ -183,7 +186,7 @@ def _outcome(rule: Rule, result: Any) -> Outcome:
 def _dtype(column: str) -> str:
     if column == "row":
         return "int64"
-    numbers = ("target", "captions", "caption_", "image_", "audio_")
+    numbers = ("target", "labels", "captions", "caption_", "image_", "audio_", "video_", "graph_")
     return "float64" if column.startswith(numbers) else "object"
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from polyweft.data.grams import canonical, grams, has_han, presence
-from polyweft.data.records import MEDIA
+from polyweft.modalities import MEDIA
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("id", pa.string(), nullable=False),

@@ -27,8 +27,6 @@ _FORMATS = (
     (4, b"mdat", "mov"),
     (8, b"AVI ", "avi"),
     (0, b"\x00\x00\x01\xba", "mpeg"),
-    (0, b"GIF8", "gif"),
-    (0, b"\x89PNG", "apng"),
 )
 _BITEXACT = 0x40000 | 0x80000  # swscale's ACCURATE_RND and BITEXACT: equal pixels on every processor
 _AREA = 0x20  # swscale's averaging over an area, right for making frames smaller
@@ -42,8 +40,9 @@ class VideoDecodeError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip's headers say. `frames` counts the video's packets; `seconds` is 0 where unknown."""
+    """What a clip's headers say: FFmpeg's name of the format, sides, packets of the video, length."""
 
+    format: str
     width: int
     height: int
     frames: int
@@ -154,7 +153,8 @@ def probe_video(data: bytes, *, max_frames: int = 2**20) -> VideoInfo:
             raise VideoDecodeError(f"video is cut short: {packets} of about {promised} frames")
         if not packets:
             raise VideoDecodeError("video holds no frames")
-        return VideoInfo(stream.width, stream.height, packets, seconds or end)
+        name = str(container.format.name).split(",")[0]
+        return VideoInfo(name, stream.width, stream.height, packets, seconds or end)
 
 
 def decode_video(data: bytes, spec: VideoSpec) -> Frames:
@@ -227,7 +227,7 @@ def _opened(data: bytes) -> Any:
     name = next((name for at, magic, name in _FORMATS if data[at : at + len(magic)] == magic), None)
     if name is None:
         raise VideoDecodeError(
-            f"video of {len(data)} bytes is of no known format (MP4, MOV, MKV, WebM, AVI, MPEG, GIF, APNG)"
+            f"video of {len(data)} bytes is of no known format (MP4, MOV, MKV, WebM, AVI, MPEG)"
         )
     try:
         container = av.open(io.BytesIO(data), mode="r", format=name)

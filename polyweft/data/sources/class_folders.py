@@ -11,11 +11,10 @@ from pathlib import Path
 from polyweft.data.sources.metadata import source_folder
 from polyweft.data.sources.rows import EXTENSIONS, IngestParams, Medium, SourceRow
 from polyweft.errors import DataError
+from polyweft.modalities import MODALITIES
 
-_FOLDERS = {
+_FOLDERS = {kind: (kind, f"{kind}s") for kind in MODALITIES} | {
     "image": ("images", "image"),
-    "audio": ("audio", "audios"),
-    "video": ("video", "videos"),
     "graph": ("graphs", "graph"),
     "text": ("text", "texts", "captions"),
 }
@@ -48,7 +47,7 @@ def read_class_folders(params: IngestParams, path: Path) -> Iterator[SourceRow]:
 
 
 def _files(folder: Path, kind: str) -> Iterator[Path]:
-    wanted = EXTENSIONS.get(kind, ("txt",))
+    wanted = EXTENSIONS.get(kind, frozenset({"txt"}))
     for file in sorted(folder.glob("*/*")):
         if file.suffix.lower().lstrip(".") in wanted and file.is_file():
             yield file

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyweft.data import decode
+from polyweft.data import audio, decode, graph, video
 from polyweft.data.media import MediaWriter
-from polyweft.data.records import MEDIA
 from polyweft.data.sources.repair import Finder
 from polyweft.data.sources.rows import IngestParams, Medium, SourceRow
 from polyweft.errors import DataError, MediaError
+from polyweft.modalities import MEDIA, MODALITIES
 from polyweft.progress import track
 
 _ROWS_AT_ONCE = 64  # rows whose media are held in memory
@@ -31,6 +31,9 @@ _IMAGE_EXTENSIONS = {
     "TIFF": "tif",
     "PPM": "ppm",
 }
+_AUDIO_EXTENSIONS = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg"}
+_VIDEO_EXTENSIONS = {"matroska": "mkv", "avi": "avi", "mpeg": "mpg"}
+_FAULTS = (decode.MediaDecodeError, audio.AudioDecodeError, video.VideoDecodeError, graph.GraphDecodeError)
 
 
 @dataclass
@@ -155,18 +158,24 @@ class _Opener:
 def _probe(kind: str, content: bytes, name: str) -> str:
     """The extension that the content goes by; content that is not of its kind is a `_MediumError`."""
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    known = suffix if suffix in MODALITIES[kind].extensions else None
     try:
+        if not content:
+            raise _MediumError(f"{kind}_broken", f"{kind} is empty (0 bytes)")
         if kind == "image":
             return _IMAGE_EXTENSIONS[decode.probe_image(content)[0]]
         if kind == "audio":
-            if not decode.probe_audio(content)[0]:
-                raise decode.MediaDecodeError("audio holds no samples")
-            return {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg"}.get(content[:4], suffix or "mp3")
-        if not content:
-            raise decode.MediaDecodeError(f"{kind} is empty (0 bytes)")
-    except decode.MediaDecodeError as error:
+            if not audio.probe_audio(content)[0]:
+                raise audio.AudioDecodeError("audio holds no samples")
+            return _AUDIO_EXTENSIONS.get(content[:4], known or "mp3")
+        if kind == "video":
+            form = video.probe_video(content).format
+            return known or _VIDEO_EXTENSIONS.get(form, "mp4")
+        if kind == "graph":
+            graph.parse_graph(content)
+    except _FAULTS as error:
         raise _MediumError(f"{kind}_broken", str(error)) from None
-    return suffix if re.fullmatch("[a-z0-9]{1,8}", suffix) else "bin"
+    return known or min(MODALITIES[kind].extensions)
 
 
 class _Ids:
@@ -237,7 +246,9 @@ def _sort(opened: _Opened, identity: str, params: IngestParams, store: MediaWrit
                 for text, given in row.captions
             ],
             "label": row.label,
+            "labels": row.labels,
             "target": row.target,
+            "difficulty": row.difficulty,
             "group": row.group,
             "split": row.split,
             "source": f"{params.source}:{row.place}",

@@ -11,17 +11,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from polyweft.config import Section
-from polyweft.data.records import MEDIA, SPLITS
+from polyweft.data.records import SPLITS
 from polyweft.data.scenes import ScenesParams
 from polyweft.errors import DataError
+from polyweft.modalities import MEDIA, MODALITIES
 
-EXTENSIONS: dict[str, tuple[str, ...]] = {
-    "image": ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm"),
-    "audio": ("wav", "flac", "ogg", "mp3"),
-    "video": ("mp4", "mkv", "webm", "avi", "mov"),
-    "graph": ("json", "npz", "graphml"),
-}
-"""File name extensions by which a medium of each kind goes."""
+EXTENSIONS = {kind: MODALITIES[kind].extensions for kind in MEDIA} | {"graph": frozenset({"graph", "json"})}
+"""File name extensions by which a medium of each kind goes in sources."""
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -38,7 +34,8 @@ _SPLIT_NAMES = {
 class ColumnsParams(Section):
     """Which column or key of the source is what. One that is named here must be in the source; null: none.
 
-    A default that the source does not have is simply absent.
+    A default that the source does not have is simply absent. A modality without a key here stands in the
+    column of its own name.
     """
 
     id: str | None = Field(default=None, min_length=1, description="null: made from the image's path")
@@ -49,14 +46,19 @@ class ColumnsParams(Section):
     text: str | list[str] | None = Field(
         default="text", min_length=1, description="several columns: all of them"
     )
-    label: str | None = Field(default="label", min_length=1)
-    target: str | None = Field(default="target", min_length=1)
+    label: str | None = Field(default="label", min_length=1, description="one class; a list: as in labels")
+    labels: str | None = Field(
+        default="labels", min_length=1, description="several at once: a list, or text parted by |"
+    )
+    target: str | None = Field(default="target", min_length=1, description="a number to regress")
+    difficulty: str | None = Field(default="difficulty", min_length=1, description="for a curriculum")
     group: str | None = Field(default=None, min_length=1)
     split: str | None = Field(default="split", min_length=1)
 
     def names(self) -> dict[str, list[str]]:
         """Each role's columns, without the roles that have none."""
-        given = {role: getattr(self, role) for role in type(self).model_fields}
+        given = {name: name for name in MEDIA if name not in type(self).model_fields}
+        given |= {role: getattr(self, role) for role in type(self).model_fields}
         return {role: [c] if isinstance(c, str) else list(c) for role, c in given.items() if c}
 
     def required(self) -> list[str]:
@@ -118,7 +120,9 @@ class SourceRow:
     media: dict[str, Medium] = field(default_factory=dict)
     captions: list[tuple[str, str | None]] = field(default_factory=list)
     label: str | None = None
+    labels: list[str] = field(default_factory=list)
     target: float | None = None
+    difficulty: float | None = None
     group: str | None = None
     split: str | None = None
 
@@ -149,13 +153,18 @@ def row_from_record(
     texts = [
         entry for column in names.get("text", []) for entry in _captions(record.get(column), place, column)
     ]
+    label, labels = value("label"), _words(value("labels"), place, "labels")
+    if isinstance(label, list):
+        label, labels = None, _words(label, place, "label") + labels
     return SourceRow(
         place=place,
         id=_word(value("id"), place, "id"),
         media=media,
         captions=texts,
-        label=_word(value("label"), place, "label"),
-        target=_number(value("target"), place),
+        label=_word(label, place, "label"),
+        labels=sorted(set(labels)),
+        target=_number(value("target"), place, "target"),
+        difficulty=_number(value("difficulty"), place, "difficulty"),
         group=_word(value("group"), place, "group"),
         split=split_name(value("split"), place),
     )
@@ -240,7 +249,17 @@ def _word(value: Any, place: str, role: str) -> str | None:
     return checked_text(str(value), place)
 
 
-def _number(value: Any, place: str) -> float | None:
+def _words(value: Any, place: str, role: str) -> list[str]:
+    parts = value.split("|") if isinstance(value, str) else value
+    if parts is None or (isinstance(parts, float) and math.isnan(parts)):
+        return []
+    if not isinstance(parts, list):
+        raise DataError(f"{place}: {role} is {value!r}; expected a list of words, or text parted by |.")
+    words = [_word(part.strip() if isinstance(part, str) else part, place, role) for part in parts]
+    return [word for word in words if word]
+
+
+def _number(value: Any, place: str, role: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
@@ -248,5 +267,5 @@ def _number(value: Any, place: str) -> float | None:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{place}: target is {value!r}; expected a finite number, or null.")
+        raise DataError(f"{place}: {role} is {value!r}; expected a finite number, or null.")
     return number

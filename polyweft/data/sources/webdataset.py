@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from polyweft.data.records import MEDIA
 from polyweft.data.sources.metadata import source_folder
 from polyweft.data.sources.rows import (
-    EXTENSIONS,
     ColumnsParams,
     IngestParams,
     Medium,
@@ -26,14 +24,19 @@ from polyweft.data.sources.rows import (
     row_from_record,
 )
 from polyweft.errors import DataError
+from polyweft.modalities import MEDIA, MODALITIES
 
-_KINDS = {extension: kind for kind in ("image", "audio", "video") for extension in EXTENSIONS[kind]}
+_KINDS = {extension: kind for kind in MEDIA for extension in MODALITIES[kind].extensions}
+_KINDS["graph.json"] = "graph"
 _TEXTS = ("txt", "cls", "json")
 
 
 def read_webdataset(params: IngestParams, path: Path) -> Iterator[SourceRow]:
-    """Rows of a tar, or of all tars of a folder in the order of their names. `.txt` is a caption, `.cls`
-    the label, `.json` a record as in `metadata.jsonl`; the id is `<archive>/<key>`."""
+    """Rows of a tar, or of all tars of a folder in the order of their names.
+
+    `.txt` is a caption, `.cls` the label, `.json` a record as in `metadata.jsonl`, `.graph.json` a scene
+    graph; the id is `<archive>/<key>`.
+    """
     archives = [path] if path.is_file() else sorted(source_folder(path).glob("*.tar"))
     if not archives:
         raise DataError(f"{path} holds no .tar archive. Put one there, or correct ingest.path.")

@@ -29,6 +29,7 @@ def columns(**changes: list[Any]) -> dict[str, list[Any]]:
         "split": ["train", "test", None],
         "source": ["s:1", "s:2", "s:3"],
         "content_hash": [HASH] * 3,
+        "labels": [None, 2, None],
         "captions": [1, 2, None],
         "caption_characters": [5, 6, None],
         "caption_invalid": [0, 0, None],
@@ -37,6 +38,8 @@ def columns(**changes: list[Any]) -> dict[str, list[Any]]:
         "image_aspect": [1.0, 1.0, 1.0],
         "audio_seconds": [None] * 3,
         "audio_rate": [None] * 3,
+        "video_seconds": [None] * 3,
+        "graph_nodes": [None] * 3,
     }
     assert tuple(good) == FLAT
     return {**good, **changes}

@@ -197,7 +197,9 @@ BAD: list[tuple[str, str, Setup, str]] = [
         ":1: split is 'holdout'",
     ),
     ("metadata", "text", lambda p: put(p, "metadata.jsonl", lines({"text": [3]})), ":1: text holds 3"),
-    ("metadata", "label", lambda p: put(p, "metadata.jsonl", lines({"label": ["a"]})), ":1: label is"),
+    ("metadata", "label", lambda p: put(p, "metadata.jsonl", lines({"label": {"a": 1}})), ":1: label is"),
+    ("metadata", "labels", lambda p: put(p, "metadata.jsonl", lines({"labels": 3})), ":1: labels is 3"),
+    ("metadata", "several", lambda p: put(p, "metadata.jsonl", lines({"label": [["a"]]})), ":1: label is"),
     ("metadata", "path", lambda p: put(p, "metadata.jsonl", lines({"file_name": 3})), ":1: file_name is 3"),
     (
         "metadata",
