@@ -48,7 +48,7 @@ from polyweft.training.gradients import (
     backward_cached,
     backward_whole,
 )
-from polyweft.training.memory import run_with_halving
+from polyweft.training.memory import chosen_micro_batch, run_with_halving
 from polyweft.training.params import TrainParams
 from polyweft.training.validation import validate
 
@@ -172,7 +172,7 @@ class Learner:
     def __init__(self, model: Family, params: TrainParams, around: Surroundings, total: int) -> None:
         self.model, self.params, self.around, self.total = model, params, around, total
         world = around.world
-        self.world, self.micro_batch = world, params.micro_batch
+        self.world, self.micro_batch = world, chosen_micro_batch(around.checkpoints, params.micro_batch)
         model.to(device=world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optim.freeze(model, params.freeze)
         if params.gradient_checkpointing:
@@ -217,9 +217,14 @@ class Learner:
         )
         optim.set_rate(self.optimizer, rate)
         rows = self.micro_batch or len(work.present_BM)
-        losses, self.micro_batch = run_with_halving(
-            lambda micro: self.backward(work, micro), rows, self.world, say=self.around.bar.say
+        losses, fitting = run_with_halving(
+            lambda micro: self.backward(work, micro),
+            rows,
+            self.world,
+            folder=self.around.checkpoints,
+            say=self.around.bar.say,
         )
+        self.micro_batch = fitting if fitting < rows else self.micro_batch
         names = list(losses)
         local = torch.stack([loss.float() for loss in losses.values()])
         means = mean_over_processes(local.clone(), self.world).tolist()
