@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from polyweft.data.scene_captions import captions
+from polyweft.data.scene_media import clip, colours, corners, graph
 from polyweft.data.scene_places import PLACES, sound
 from polyweft.data.scenes import Scene, ScenesParams, draw, encode_png, sample_scenes
 
@@ -44,6 +45,10 @@ class SceneRow:
     label: str
     group: str
     split: str
+    more: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """Video and graph, by modality: the file's name and its content."""
+    labels: list[str] = field(default_factory=list)
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def plan(params: ScenesParams, scenes: list[Scene], seed: int) -> list[Part]:
     for one, two in _pairs(take(params.swapped_captions), scenes):
         parts[one] = replace(parts[one], speaks=two, fault="swapped_captions", other=two)
         parts[two] = replace(parts[two], speaks=one, fault="swapped_captions", other=one)
-    for fault, share in (("broken_image", params.broken_images), ("broken_audio", params.broken_audio)):
+    broken_audio = params.broken_audio if "audio" in params.media else 0.0
+    for fault, share in (("broken_image", params.broken_images), ("broken_audio", broken_audio)):
         for number, index in enumerate(take(share)):
             parts[index] = replace(parts[index], fault=fault, variant=DAMAGE[number % len(DAMAGE)])
     for index in take(params.missing_files):
@@ -168,7 +174,8 @@ def _row(part: Part, scenes: list[Scene], params: ScenesParams, seed: int) -> Sc
         place_named=params.place_named,
         single=params.single_caption,
     )
-    audio = _clip(part, scene, params, seed, part.shows if exact else part.index)
+    own = part.shows if exact else part.index
+    audio = _sound(part, scene, params, seed, own) if "audio" in params.media else None
     if part.fault == "broken_image":
         image = damage(image, part.variant, np.random.default_rng([seed, 6, part.index]))
     if part.fault == "broken_audio" and audio is not None:
@@ -184,10 +191,26 @@ def _row(part: Part, scenes: list[Scene], params: ScenesParams, seed: int) -> Sc
         label=scene.place,
         group=name,
         split=part.split,
+        more=_more(scene, params, seed, own, name),
+        labels=colours(scene) if params.tasks else [],
+        target=corners(scene) if params.tasks else None,
     )
 
 
-def _clip(part: Part, scene: Scene, params: ScenesParams, seed: int, index: int) -> bytes | None:
+def _more(
+    scene: Scene, params: ScenesParams, seed: int, index: int, name: str
+) -> dict[str, tuple[str, bytes]]:
+    out = {}
+    rng = np.random.default_rng([seed, 8, index])
+    if "video" in params.media and rng.random() >= params.without_video:
+        out["video"] = f"video/{name}.mp4", clip(scene, params.image_size, rng)
+    rng = np.random.default_rng([seed, 9, index])
+    if "graph" in params.media and rng.random() >= params.without_graph:
+        out["graph"] = f"graphs/{name}.json", graph(scene, rng)
+    return out
+
+
+def _sound(part: Part, scene: Scene, params: ScenesParams, seed: int, index: int) -> bytes | None:
     rng = np.random.default_rng([seed, 7, index])
     absent, foreign = rng.random() < params.without_audio, rng.random() < params.foreign_audio
     place = str(rng.choice(PLACES)) if foreign else scene.place

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -41,6 +42,10 @@ class ScenesParams(Section):
 
     samples: int = Field(default=4000, ge=16, le=200_000)
     image_size: int = Field(default=64, ge=32, le=512, description="side of the pictures, in pixels")
+    media: list[Literal["image", "audio", "video", "graph"]] = Field(
+        default=["image", "audio"], description="what is made beside the captions; image always"
+    )
+    tasks: bool = Field(default=False, description="also labels (the colours) and a target (the corners)")
     train_share: float = Field(default=0.7, ge=0.1, le=0.9)
     validation_share: float = Field(default=0.15, ge=0.0, le=0.4)
     place_named: float = Field(
@@ -50,6 +55,8 @@ class ScenesParams(Section):
         default=0.1, ge=0.0, le=1.0, description="share of rows in one language only"
     )
     without_audio: float = Field(default=0.05, ge=0.0, le=1.0)
+    without_video: float = Field(default=0.05, ge=0.0, le=1.0)
+    without_graph: float = Field(default=0.05, ge=0.0, le=1.0)
     foreign_audio: float = Field(default=0.12, ge=0.0, le=1.0, description="share of clips of another place")
     swapped_captions: float = Field(default=0.025, ge=0.0, le=0.5)
     broken_images: float = Field(default=0.005, ge=0.0, le=0.5)
@@ -61,6 +68,8 @@ class ScenesParams(Section):
 
     @model_validator(mode="after")
     def _faults_fit(self) -> ScenesParams:
+        if "image" not in self.media:
+            raise ValueError(f"media is {self.media}; it must name image, which the faults are about")
         alone = self.swapped_captions + self.broken_images + self.broken_audio + self.missing_files
         pairs = self.exact_duplicates + self.near_duplicates + self.leaks
         if alone + 2 * pairs > 0.9:
@@ -115,15 +124,15 @@ def sample_scenes(count: int, seed: int) -> list[Scene]:
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
     """Draw a scene as an RGB picture of `size` x `size` pixels; place, angle and tint vary with `rng`."""
     picture = Image.fromarray(paint(scene.place, size, rng))
-    centres = _centres(scene.relation, rng)
-    things = [(scene.first, centres[0]), (scene.second, centres[1])]
+    places = centres(scene.relation, rng)
+    things = [(scene.first, places[0]), (scene.second, places[1])]
     if scene.relation == "inside":
         things.reverse()  # the outer one first, or it would cover the inner one
     for thing, centre in things:
         radius = float(rng.uniform(0.2, 0.225) if thing.size == "big" else rng.uniform(0.135, 0.155))
         if scene.relation == "inside":
             radius = float(rng.uniform(0.37, 0.41) if thing is scene.second else rng.uniform(0.13, 0.15))
-        _put(picture, thing, centre, radius, rng)
+        put(picture, thing, centre, radius, rng)
     return picture
 
 
@@ -148,7 +157,7 @@ def _thing(rng: np.random.Generator) -> Thing:
     return Thing(str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS))), str(rng.choice(SIZES)))
 
 
-def _centres(relation: str, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
+def centres(relation: str, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
     """Centres (x, y) of the first and the second thing, in shares of the picture's side."""
     jitter = rng.uniform(-1, 1, 4)
     if relation == "inside":
@@ -163,9 +172,10 @@ def _centres(relation: str, rng: np.random.Generator) -> tuple[tuple[float, floa
     return (aside[0], near), (aside[1], far)
 
 
-def _put(
+def put(
     picture: Image.Image, thing: Thing, centre: tuple[float, float], radius: float, rng: np.random.Generator
 ) -> None:
+    """Draw a thing into the picture; centre and radius are shares of its side, angle and tint from `rng`."""
     side = picture.width
     angle = float(rng.uniform(-0.22, 0.22))
     tint = rng.integers(-10, 11, 3)

@@ -14,12 +14,15 @@ def read_scenes(params: IngestParams, seed: int) -> Iterator[SourceRow]:
         media = {"image": Medium(scene.image_name, content=scene.image)}
         if scene.audio_name is not None:
             media["audio"] = Medium(scene.audio_name, content=scene.audio)
+        media |= {kind: Medium(name, content=content) for kind, (name, content) in scene.more.items()}
         yield SourceRow(
             place=scene.id,
             id=scene.id,
             media=media,
             captions=[(text, language) for text, language in scene.captions],
             label=scene.label,
+            labels=scene.labels,
+            target=scene.target,
             group=scene.group,
             split=scene.split,
         )

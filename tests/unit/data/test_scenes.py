@@ -8,16 +8,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from polyweft.data.decode import STATISTICS, ImageSpec, MediaDecodeError, decode_audio, decode_image_uint8
+from polyweft.data.audio import AudioDecodeError, decode_audio
+from polyweft.data.decode import STATISTICS, ImageSpec, MediaDecodeError, decode_image_uint8
+from polyweft.data.graph import parse_graph
 from polyweft.data.scene_faults import FAULTS, SceneRow, plan, read, truth
 from polyweft.data.scene_places import PLACES
 from polyweft.data.scenes import COLOURS, RELATIONS, SHAPES, ScenesParams, sample_scenes
+from polyweft.data.video import VideoSpec, decode_video, probe_video
 
 SEED = 7
 PARAMS = ScenesParams(
@@ -30,6 +34,7 @@ PARAMS = ScenesParams(
     near_duplicates=0.05,
     leaks=0.05,
 )
+FULL = ScenesParams(samples=40, media=["image", "audio", "video", "graph"], tasks=True)
 SPEC = ImageSpec(64, "squash", *STATISTICS["half"], [0, 0, 0], 10**6)
 
 DIGEST = """
@@ -37,7 +42,7 @@ import hashlib
 from polyweft.data.scene_faults import read
 from polyweft.data.scenes import ScenesParams
 digest = hashlib.sha256()
-for row in read(ScenesParams(samples=24), 3):
+for row in read(ScenesParams(samples=24, media=["image", "audio", "video", "graph"], tasks=True), 3):
     digest.update(repr(row).encode())
 print(digest.hexdigest())
 """
@@ -70,7 +75,7 @@ def test_a_seed_gives_the_same_bytes_in_every_process() -> None:
         )
         digests.add(done.stdout)
     here = hashlib.sha256()
-    for row in read(ScenesParams(samples=24), 3):
+    for row in read(FULL.model_copy(update={"samples": 24}), 3):
         here.update(repr(row).encode())
     assert digests == {here.hexdigest() + "\n"}
 
@@ -135,7 +140,7 @@ def test_broken_files_cannot_be_read(rows: dict[str, SceneRow], faults: dict[str
                 decode_image_uint8(row.image, SPEC)
         if entry["fault"] == "broken_audio":
             assert row.audio is not None
-            with pytest.raises(MediaDecodeError):
+            with pytest.raises(AudioDecodeError):
                 decode_audio(row.audio, None)
         if entry["fault"] == "missing_file":
             assert row.image is None
@@ -185,6 +190,47 @@ def test_everything_that_can_be_drawn_is_drawn() -> None:
     assert len({(scene.place, *scene.described()) for scene in scenes}) == 600
 
 
+def test_clips_graphs_and_tasks_are_those_of_the_scene() -> None:
+    scenes = {f"scene-{number:05d}": scene for number, scene in enumerate(sample_scenes(FULL.samples, SEED))}
+    every = list(read(FULL, SEED))
+    frames = VideoSpec(4, 32, "squash", [0.5] * 3, [0.5] * 3, 10**6, 100, 10.0)
+    for row in every:
+        scene = scenes[row.id]
+        assert row.labels == sorted({scene.first.colour, scene.second.colour})
+        assert row.target is not None
+        if "video" in row.more:
+            name, content = row.more["video"]
+            pixels = decode_video(content, frames).astype(float)
+            assert name == f"video/{row.id}.mp4"
+            assert probe_video(content).frames == 8
+            assert np.abs(pixels[0] - pixels[-1]).max() > 40  # things move ...
+            assert np.median(np.abs(pixels[0] - pixels[-1])) < 8  # ... and the ground does not
+        if "graph" in row.more:
+            nodes = parse_graph(row.more["graph"][1]).nodes
+            assert [node.name for node in nodes] == [scene.first.shape, scene.second.shape, "ground"]
+            assert scene.place not in {word for node in nodes for word in node.attributes}
+    lacking = [kind for row in every for kind in ("video", "graph") if kind not in row.more]
+    assert 0 < len(lacking) < 20
+
+
+def test_more_media_leave_the_others_as_they_are() -> None:
+    plain = ScenesParams(samples=16)
+    for one, two in zip(read(plain, 5), read(FULL.model_copy(update={"samples": 16}), 5), strict=True):
+        assert (one.image, one.audio, one.captions, one.split) == (
+            two.image,
+            two.audio,
+            two.captions,
+            two.split,
+        )
+        assert (one.more, one.labels, one.target) == ({}, [], None)
+
+
+def test_without_sound_nothing_about_sound_is_broken() -> None:
+    silent = ScenesParams(samples=40, media=["image"], broken_audio=0.2)
+    assert {row.audio for row in read(silent, SEED)} == {None}
+    assert "broken_audio" not in {entry["fault"] for entry in truth(silent, SEED)}
+
+
 def test_the_size_is_as_asked() -> None:
     row = next(iter(read(ScenesParams(samples=16, image_size=96), 0)))
     assert row.image
@@ -192,8 +238,9 @@ def test_the_size_is_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"leaks": 0.2, "swapped_captions": 0.5, "near_duplicates": 0.2}, {"samples": 1}]
+    "wrong",
+    [{"leaks": 0.2, "swapped_captions": 0.5, "near_duplicates": 0.2}, {"samples": 1}, {"media": ["audio"]}],
 )
-def test_impossible_shares_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_shares_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScenesParams.model_validate(wrong)
