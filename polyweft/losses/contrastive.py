@@ -67,7 +67,8 @@ class Scale(nn.Module):
     def forward(self, rows: int) -> dict[str, Tensor]:
         """`scale` (B,) and, for SigLIP, `bias` (B,): the same number in every row."""
         outputs = {"scale": self.logit_scale.exp().expand(rows)}
-        return outputs if self.bias is None else outputs | {"bias": self.bias.expand(rows)}
+        # A copy: a view of a parameter asks for gradients even where they are off.
+        return outputs if self.bias is None else outputs | {"bias": self.bias.expand(rows).clone()}
 
     def clamp(self) -> None:
         """Bring the factor back into 1 to 100; call it after each step."""

@@ -63,7 +63,7 @@ def build(params: Params, context: BuildContext) -> FusionClassifier:
     if head is None:
         raise ConfigError(
             f"model.head.tasks are {list(params.head.tasks)}, but the data have {len(context.classes)} "
-            "classes. Bring labels, choose another task, or a family that learns from pairs alone: dual_tower."
+            "classes. Bring labels, choose another task, or dual_tower, which learns from pairs alone."
         )
     towers: dict[str, nn.Module] = {
         name: Tower(encoder, params.feature_size, params.embedding_size, tokens=head.takes_tokens)

@@ -232,7 +232,8 @@ class Head(nn.Module):
             zip(self.tasks, decided_BO.split(list(self.tasks.values()), dim=1), strict=True)
         )
         if self.log_variance is not None:
-            outputs["log_variance"] = self.log_variance.expand(decided_BO.shape[0], -1)
+            # A copy: a view of a parameter asks for gradients even where they are off.
+            outputs["log_variance"] = self.log_variance.expand(decided_BO.shape[0], -1).clone()
         return outputs
 
     def _loss(self, task: str, outputs: Mapping[str, Tensor], targets: Targets) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyweft.losses.contrastive import MAX_LOGIT_SCALE, ContrastParams, Scale, info_nce, pairwise, within
 from polyweft.losses.gather import Rows
@@ -76,6 +78,23 @@ def test_siglips_chunk_changes_neither_loss_nor_gradients(seed: int, chunk: int)
 
     for part, whole in zip(results(chunk), results(100), strict=True):
         torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+
+
+def test_siglip_makes_no_tensor_larger_than_a_chunk() -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            self.numel = max(self.numel, out.numel() if isinstance(out, Tensor) else 0)
+            return out
+
+    leaf = _unit(64, 0).requires_grad_()
+    for chunk, expected in ((16, 64 * 16), (64, 64 * 64)):
+        rows = _rows(leaf)
+        with Largest() as largest:
+            siglip(rows, rows, SCALE, BIAS, chunk=chunk).backward()
+        assert largest.numel == expected
 
 
 def test_siglips_gradients_are_those_of_its_value() -> None:
@@ -217,6 +236,8 @@ def test_the_scale_starts_where_the_papers_say_and_stays_in_bounds() -> None:
     assert clip(2)["scale"].tolist() == pytest.approx([1 / 0.07] * 2)
     assert (sigmoid(1)["scale"].item(), sigmoid(1)["bias"].item()) == pytest.approx((10.0, -10.0))
     assert "bias" not in clip(1)
+    with torch.no_grad():
+        assert not any(value.requires_grad for value in sigmoid(2).values())
     for value, bound in ((7.0, MAX_LOGIT_SCALE), (-3.0, 0.0)):
         torch.nn.init.constant_(clip.logit_scale, value)
         clip.clamp()
