@@ -232,6 +232,7 @@ def _open(place: Path, warnings: list[str]) -> Checkpoint:
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor], world: World) -> str:
     """Write what this process is to write of `tensors`; the file's SHA-256."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     content: dict[str, Tensor] = {}
@@ -256,7 +257,7 @@ def _write_part(path: Path, tensors: Mapping[str, Tensor], world: World) -> str:
         save_file(content, path, metadata={"divided": json.dumps(divided)} if divided else None)
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(
             f"could not write the checkpoint {path.parent}: {error}. Free some space, then run the same "
             "command again: training goes on from the checkpoint before."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
+import pytest
 import torch
 
+from polyweft.errors import DataError, TrainingError
 from polyweft.training import checkpoint
 
 
@@ -35,3 +38,58 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / ".step-000000005").mkdir()
     (tmp_path / ".step-000000005" / "tensors.safetensors").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"model.a": torch.ones(2, 3), "model.b": torch.ones(1)}, {})
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    with pytest.raises(TrainingError) as refused:
+        found.restore({"a": torch.ones(3, 2), "c": torch.ones(1)}, "model.")
+    for difference in ("missing c", "unexpected b", "a of shape [2, 3], expected [3, 2]", "another model"):
+        assert difference in str(refused.value)
+
+
+def test_restoring_is_in_place_and_keeps_the_memory_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    checkpoint.save(tmp_path, 1, {"w": saved, "scale": torch.tensor(2.5), "none": torch.empty(0)}, {})
+    targets = {"w": torch.zeros_like(saved), "scale": torch.zeros(()), "none": torch.empty(0)}
+    place = targets["w"].data_ptr()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    found.restore(targets, "")
+    assert torch.equal(targets["w"], saved)
+    assert targets["w"].stride() == saved.stride()
+    assert targets["w"].data_ptr() == place
+    assert float(targets["scale"]) == 2.5
+
+
+def test_tied_weights_are_saved_under_both_names(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    checkpoint.save(tmp_path, 1, {"one": weight, "other": weight}, {})
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert torch.equal(found.read("one"), found.read("other"))
+
+
+def test_nothing_but_the_file_formats_named_is_written(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"w": torch.ones(3)}, {"note": "x"})
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "state.json",
+        "tensors.safetensors",
+    }
+
+
+def test_a_disk_without_room_says_so_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"w": torch.ones(3)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="Free some space"):
+            checkpoint.save(tmp_path, 2, {"w": torch.ones(30_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
