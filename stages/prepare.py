@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,6 @@ from polyweft.data.media import MediaStore
 from polyweft.data.records import SPLITS
 from polyweft.data.shards import DATASET_FILE, Sample, write_split
 from polyweft.data.splits import Row, SplitPlan, find_leaks, plan_splits
-from polyweft.data.text import clean
 from polyweft.data.tokenizer_training import (
     ALPHABET,
     TokenizerChoice,
@@ -24,6 +22,7 @@ from polyweft.data.tokenizer_training import (
     load_tokenizer,
     write_tokenizer,
 )
+from polyweft.data.usable_rows import DROPPED, UsableRows, class_names, unseen_labels, usable_rows
 from polyweft.errors import DataError
 from polyweft.io import read_table, write_json, write_table
 from polyweft.modalities import MEDIA, MODALITIES
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_TRAIN = 2
-DROPPED = ("captions_empty", "captions_repeated", "captions_other_language", "rows_without_content")
 
 Medium = Literal["image", "audio", "video", "graph"]
 
@@ -54,6 +52,9 @@ class PrepareParams(Section):
     link_checks: list[str] = Field(
         description="names of checks of `align` whose pairs of rows bind them and make leaks"
     )
+    difficulty: Literal["column", "alignment"] = Field(
+        default="column", description="for a curriculum: the source's, or the score of mismatched pairs"
+    )
     leaks: Literal["mark", "drop"] = Field(description="rows of validation and test that stand in train")
     unseen_labels: Literal["fail", "report"] = Field(
         default="fail", description="labels of validation and test that no row of train bears"
@@ -68,21 +69,15 @@ class PrepareParams(Section):
         return self
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows that hold something, their cleaned captions, and what was dropped on the way, by reason."""
-
-    table: pa.Table
-    rows: list[dict[str, Any]]
-    captions: list[list[dict[str, str | None]]]
-    dropped: Counter[str]
-
-
 def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligned: Path, out: Path) -> Report:
     """Split, clean, tokenize and shard what `align` let through."""
     out.mkdir(parents=True, exist_ok=True)
-    data = _clean_rows(read_table(aligned / "manifest.parquet"), params.languages)
-    classes = _classes(data.rows)
+    data = usable_rows(read_table(aligned / "manifest.parquet"), params.languages)
+    if params.difficulty == "alignment":
+        scores = read_table(aligned / "scores.parquet").to_pydict()
+        score = dict(zip(scores["id"], scores["score"], strict=True))
+        data = replace(data, rows=[row | {"difficulty": score.get(row["id"])} for row in data.rows])
+    classes = class_names(data.rows)
     split_rows = [_split_row(row, params.link_media) for row in data.rows]
     links = _links(aligned / "findings.parquet", params.link_checks)
     plan = plan_splits(
@@ -93,7 +88,7 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
         seed=runtime.seed,
     )
     order = _order(plan, params.leaks, runtime.seed)
-    unseen = _unseen_labels(data.rows, order)
+    unseen = unseen_labels(data.rows, order)
     if unseen and params.unseen_labels == "fail":
         raise DataError(
             f"no row of train bears {len(unseen)} of the labels of validation and test: "
@@ -115,7 +110,9 @@ def run(params: PrepareParams, runtime: RuntimeParams, *, ingested: Path, aligne
     return Report(facts | _text_facts(out, data, tokenizer, order))
 
 
-def _tokenizer(params: PrepareParams, out: Path, data: _Rows, order: dict[str, list[int]]) -> TokenizerChoice:
+def _tokenizer(
+    params: PrepareParams, out: Path, data: UsableRows, order: dict[str, list[int]]
+) -> TokenizerChoice:
     return write_tokenizer(
         out,
         [str(caption["text"]) for n in order["train"] for caption in data.captions[n]],
@@ -125,65 +122,6 @@ def _tokenizer(params: PrepareParams, out: Path, data: _Rows, order: dict[str, l
         lowercase=params.lowercase,
         clip_vocabulary=None if params.clip_vocabulary is None else workspace() / params.clip_vocabulary,
     )
-
-
-def _clean_rows(table: pa.Table, languages: list[str] | None) -> _Rows:
-    dropped: Counter[str] = Counter()
-    rows, captions, kept = [], [], []
-    for number, row in enumerate(table.to_pylist()):
-        texts = _clean_captions(row["captions"], languages, dropped)
-        if texts or any(row[name] is not None for name in MEDIA):
-            rows.append(row)
-            captions.append(texts)
-            kept.append(number)
-        else:
-            dropped["rows_without_content"] += 1
-    emptied = sum(dropped[name] for name in ("captions_empty", "captions_other_language"))
-    if emptied and not any(captions):
-        raise DataError(
-            f"all {emptied} captions are empty after cleaning and keeping the languages {languages or 'all'}. "
-            "Correct the source's text column in `ingest.columns`, widen prepare.languages, or set the text "
-            "column to null to train without text."
-        )
-    if not rows:
-        raise DataError(f"none of the {table.num_rows} rows holds a caption or a medium. Correct `ingest`.")
-    return _Rows(table.take(kept), rows, captions, dropped)
-
-
-def _clean_captions(
-    captions: list[dict[str, str | None]], languages: list[str] | None, dropped: Counter[str]
-) -> list[dict[str, str | None]]:
-    kept: dict[str, dict[str, str | None]] = {}
-    for caption in captions:
-        text, language = clean(caption["text"] or ""), caption["language"]
-        if not text:
-            dropped["captions_empty"] += 1
-        elif languages is not None and language is not None and language not in languages:
-            dropped["captions_other_language"] += 1
-        elif text in kept:
-            dropped["captions_repeated"] += 1
-        else:
-            kept[text] = {"text": text, "language": language}
-    return list(kept.values())
-
-
-def _classes(rows: list[dict[str, Any]]) -> list[str]:
-    classes = sorted({row["label"] for row in rows} - {None})
-    if len(classes) == 1:
-        raise DataError(
-            f"every labelled row has the one label {classes[0]!r}; a classifier needs two classes at least. "
-            "Name another label column in `ingest`, or none at all to train on image-text pairs alone."
-        )
-    return classes
-
-
-def _unseen_labels(rows: list[dict[str, Any]], order: dict[str, list[int]]) -> list[str]:
-    """Labels, exclusive or not, that rows of validation or test bear and no row of train."""
-    borne = {
-        split: {name for n in numbers for name in (rows[n]["label"], *rows[n]["labels"]) if name is not None}
-        for split, numbers in order.items()
-    }
-    return sorted(set().union(*(borne[split] for split in SPLITS[1:])) - borne["train"])
 
 
 def _split_row(row: dict[str, Any], media: list[Medium]) -> Row:
@@ -222,7 +160,7 @@ def _order(plan: SplitPlan, leaks: str, seed: int) -> dict[str, list[int]]:
 
 
 def _samples(
-    data: _Rows, plan: SplitPlan, classes: list[str], numbers: list[int], store: MediaStore
+    data: UsableRows, plan: SplitPlan, classes: list[str], numbers: list[int], store: MediaStore
 ) -> Iterator[Sample]:
     index = {name: place for place, name in enumerate(classes)}
     for number in numbers:
@@ -252,7 +190,7 @@ def _manifest(table: pa.Table, plan: SplitPlan, order: dict[str, list[int]]) -> 
 
 
 def _dataset(
-    data: _Rows, classes: list[str], order: dict[str, list[int]], shards: dict[str, list[str]]
+    data: UsableRows, classes: list[str], order: dict[str, list[int]], shards: dict[str, list[str]]
 ) -> dict[str, Any]:
     used = [number for numbers in order.values() for number in numbers]
     languages = {caption["language"] for n in used for caption in data.captions[n]}
@@ -270,7 +208,7 @@ def _dataset(
 
 
 def _split_facts(
-    data: _Rows, rows: list[Row], plan: SplitPlan, order: dict[str, list[int]], leaks: str
+    data: UsableRows, rows: list[Row], plan: SplitPlan, order: dict[str, list[int]], leaks: str
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"leaks_handled": leaks, "groups_across_splits": plan.groups_across}
     for split in SPLITS:
@@ -286,7 +224,7 @@ def _split_facts(
 
 
 def _text_facts(
-    out: Path, data: _Rows, choice: TokenizerChoice | None, order: dict[str, list[int]]
+    out: Path, data: UsableRows, choice: TokenizerChoice | None, order: dict[str, list[int]]
 ) -> dict[str, Any]:
     if choice is None:
         return {"captions": 0, "tokenizer": "none", "tokenizer_reason": "no row has a caption"}

@@ -20,13 +20,17 @@ from polyweft.data.checks import (
     FLAT,
     ValidateParams,
     check_audio,
+    check_graph,
     check_image,
     check_media,
+    check_video,
     flat_view,
     invalid_characters,
 )
 from polyweft.data.media import MediaStore, MediaWriter
 from polyweft.data.records import manifest
+from polyweft.data.scene_media import clip
+from polyweft.data.scenes import sample_scenes
 from polyweft.errors import ConfigError
 
 PARAMS = ValidateParams()
@@ -98,6 +102,32 @@ def test_audio_is_measured_and_cut_audio_is_broken() -> None:
     fault = check_audio(wav(0.5)[:-100], PARAMS).fault
     assert fault is not None
     assert fault[0] == "audio_broken"
+
+
+def video() -> bytes:
+    return clip(sample_scenes(1, 0)[0], 32, np.random.default_rng(0))
+
+
+def test_a_clip_is_measured_and_a_damaged_or_oversized_one_refused() -> None:
+    found = check_video(video(), PARAMS)
+    assert (found.width, found.height, found.seconds, found.fault) == (32, 32, 1.0, None)
+    for content, params, check in (
+        (video()[:-400], PARAMS, "video_broken"),
+        (b"x" * 100, PARAMS, "video_broken"),
+        (video(), ValidateParams(video_max_frames=7), "video_broken"),
+        (video(), ValidateParams(video_max_pixels=1000), "video_too_large"),
+    ):
+        fault = check_video(content, params).fault
+        assert fault is not None
+        assert fault[0] == check
+    assert check_video(video(), ValidateParams(video_max_seconds=0.5)).seconds == 1.0  # the suite's to name
+
+
+def test_a_graph_is_measured_and_a_malformed_one_refused() -> None:
+    assert check_graph(b'{"nodes": [{}, {}]}').nodes == 2
+    fault = check_graph(b'{"nodes": [{}], "edges": [{"source": 0, "target": 4}]}').fault
+    assert fault is not None
+    assert (fault[0], "target is 4" in fault[1]) == ("graph_broken", True)
 
 
 def store_with(folder: Path, image: bytes, audio: bytes) -> tuple[list[dict[str, Any]], MediaStore]:

@@ -353,6 +353,40 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(lost: Path, give
         Finder(lost / "source").find("image", given, "metadata.jsonl:9")
 
 
+@pytest.mark.parametrize(
+    ("record", "label", "labels"),
+    [
+        ({"label": "a"}, "a", []),
+        ({"label": ["b", "a", "b"]}, None, ["a", "b"]),
+        ({"labels": "b | a"}, None, ["a", "b"]),
+        ({"label": 3, "labels": [1, 2.0]}, "3", ["1", "2"]),
+        ({"label": None, "labels": None}, None, []),
+        ({"labels": []}, None, []),
+    ],
+)
+def test_one_label_or_several(
+    tmp_path: Path, record: dict[str, Any], label: str | None, labels: list[str]
+) -> None:
+    put(tmp_path, "metadata.jsonl", lines({"file_name": "1.png", "difficulty": "0.5", **record}))
+    (row,) = rows("metadata", tmp_path)
+    assert (row.label, row.labels, row.difficulty) == (label, labels, 0.5)
+
+
+def test_clips_and_graphs_of_an_archive_belong_to_its_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.mp4", "1.graph.json", "1.json", "2.graph"):
+            content = b"{}"
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    one, two = rows("webdataset", tmp_path)
+    assert {kind: medium.name for kind, medium in one.media.items()} == {
+        "video": "1.mp4",
+        "graph": "1.graph.json",
+    }
+    assert list(two.media) == ["graph"]
+
+
 @given(st.text(max_size=30))
 def test_no_path_leads_outside(tmp_path_factory: pytest.TempPathFactory, given_path: str) -> None:
     root = tmp_path_factory.getbasetemp() / "confined"

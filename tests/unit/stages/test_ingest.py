@@ -53,6 +53,24 @@ def files(out: Path) -> dict[str, bytes]:
     }
 
 
+def test_clips_and_graphs_are_stored_and_broken_ones_set_aside(tmp_path: Path) -> None:
+    scenes = {"samples": 16, "media": ["image", "video", "graph"], "tasks": True, "without_video": 0.0}
+    facts = run(tmp_path / "scenes", source="scenes", path="x", scenes=scenes).facts
+    assert (facts["rows_with_audio"], facts["rows_with_video"]) == (0, facts["rows"])
+    assert facts["labels_at_once"] > 2
+    rows = manifest(tmp_path / "scenes")
+    assert all(
+        row["video"].endswith(".mp4") and len(row["labels"]) in (1, 2) and row["target"] for row in rows
+    )
+    assert {row["graph"].rpartition(".")[2] for row in rows if row["graph"]} == {"graph"}
+    whole = MediaStore(tmp_path / "scenes").read(rows[0]["video"])
+    records = [{"video": "a.mp4"}, {"video": "b.mp4"}, {"graph": "c.json"}, {"graph": "d.json"}]
+    contents = {"a_mp4": whole, "b_mp4": whole[:300], "c_json": b'{"nodes": [{}]}', "d_json": b"{}"}
+    source = folder(tmp_path / "source", *records, **contents)
+    facts = run(tmp_path / "out", source="metadata", path=str(source)).facts
+    assert (facts["rows"], facts["quarantined_video_broken"], facts["quarantined_graph_broken"]) == (2, 1, 1)
+
+
 def test_scenes_give_the_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     one = run(tmp_path / "one", source="scenes", path="x", scenes=FAULTY)
     two = run(tmp_path / "two", source="scenes", path="x", scenes=FAULTY, threads=3)

@@ -263,6 +263,15 @@ def test_labels_targets_and_difficulty_come_through(inputs: Inputs) -> None:
     assert (samples["row-003"].target, samples["row-003"].difficulty) == (1.5, 0.1)
 
 
+def test_difficulty_may_be_the_score_of_the_pair(inputs: Inputs) -> None:
+    inputs.fill([row(n, difficulty=0.5) for n in range(30)])
+    scores = pa.table({"id": [f"row-{n:03d}" for n in range(29)], "score": [n / 29 for n in range(29)]})
+    write_table(inputs.aligned / "scores.parquet", scores)
+    inputs.run(difficulty="alignment")
+    found = inputs.samples()
+    assert [found[f"row-{n:03d}"].difficulty for n in (0, 1, 29)] == [0.0, 1 / 29, None]
+
+
 def test_labels_that_train_lacks_may_be_reported_alone(inputs: Inputs) -> None:
     facts = inputs.fill(UNSEEN).run(unseen_labels="report")
     assert facts["labels_absent_from_train"] == 2
