@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 def run(params: ExportParams, runtime: RuntimeParams, *, prepared: Path, trained: Path, out: Path) -> Report:
     """Export the trained model, check it against PyTorch, quantise it, and write golden queries."""
     from polyweft.data.shards import read_split
-    from polyweft.data.text import TextTokenizer
     from polyweft.export import acceptance, golden
     from polyweft.export.onnx import OnnxPredictor
     from polyweft.models.build import load_trained
@@ -33,56 +32,50 @@ def run(params: ExportParams, runtime: RuntimeParams, *, prepared: Path, trained
         )
     predictor = load_trained(trained, threads=runtime.threads)
     facts = _write(params, predictor, trained, out)
+    exported = OnnxPredictor.load(out, threads=runtime.threads, check_hash=True)
     sides = acceptance.Sides(
         torch=predictor,
-        onnx=OnnxPredictor.load(out, threads=runtime.threads, check_hash=True),
+        onnx=exported,
         int8=OnnxPredictor.load(out, threads=runtime.threads, variant="int8") if params.int8 else None,
-        tokenizer=TextTokenizer.load(out),
         samples=list(islice(samples, params.metric_rows)),
     )
     facts |= acceptance.accept_outputs(sides, params, seed=runtime.seed, table=out / "parity.csv")
     facts |= acceptance.accept_metrics(sides, params, seed=runtime.seed)
     # Of all rows, not of the compared ones: those that lack a modality may stand anywhere.
-    facts |= acceptance.accept_golden(sides, params, samples, out / golden.FOLDER)
+    facts |= acceptance.accept_golden(
+        sides, params, samples, out / golden.FOLDER, generation=exported.generation
+    )
     facts["tensorrt"] = _tensorrt(params, out)
     return Report(facts, run_facts=acceptance.speeds(sides))
 
 
 def _write(params: ExportParams, predictor: TorchPredictor, trained: Path, out: Path) -> dict[str, Any]:
     from polyweft.export import bundle
-    from polyweft.export.graphs import export_graphs
+    from polyweft.export.graphs import describe, export_graphs
     from polyweft.export.quantize import quantize_graph
 
     out.mkdir(parents=True, exist_ok=True)
     for name in bundle.TOKENIZER_FILES:
         if (trained / name).exists():
             shutil.copyfile(trained / name, out / name)
-    feature_size = export_graphs(predictor, out, opset=params.opset)
+    model = describe(predictor, opset=params.opset)
+    export_graphs(predictor, model, out)
     facts: dict[str, Any] = {}
-    for name in ("image", "text") if params.int8 else ():
-        small = out / bundle.graph_file(name, "int8")
-        facts[f"int8_{name}_nodes"] = quantize_graph(out / f"{name}.onnx", small)
-        ratio = small.stat().st_size / (out / f"{name}.onnx").stat().st_size
-        facts[f"int8_{name}_size_ratio"] = round(ratio, 4)
-    sizes = {name: (out / name).stat().st_size for name in bundle.GRAPH_FILES if (out / name).exists()}
+    large_bytes, small_bytes = 0, 0
+    for name in predictor.modalities if params.int8 else ():
+        large, small = (out / bundle.graph_file(name, variant) for variant in bundle.VARIANTS)
+        facts[f"int8_{name}_nodes"] = quantize_graph(large, small)
+        facts[f"int8_{name}_size_ratio"] = round(small.stat().st_size / large.stat().st_size, 4)
+        large_bytes, small_bytes = large_bytes + large.stat().st_size, small_bytes + small.stat().st_size
     if params.int8:
-        small_bytes = sizes["image.int8.onnx"] + sizes["text.int8.onnx"]
-        facts["int8_size_ratio"] = round(small_bytes / (sizes["image.onnx"] + sizes["text.onnx"]), 4)
-    facts |= {f"{name.removesuffix('.onnx').replace('.', '_')}_bytes": size for name, size in sizes.items()}
+        facts["int8_size_ratio"] = round(small_bytes / large_bytes, 4)
+    for file in bundle.graph_files(model):
+        if (out / file).exists():
+            facts[f"{file.removesuffix('.onnx').replace('.', '_')}_bytes"] = (out / file).stat().st_size
+    facts["family"] = predictor.family
     facts["parameters"] = sum(weights.numel() for weights in predictor.module.parameters())
     facts["opset"] = params.opset
-    facts["export_hash"] = bundle.write_spec(
-        out,
-        {
-            "classes": predictor.classes,
-            "sees": predictor.sees,
-            "embedding_size": predictor.embedding_size,
-            "feature_size": feature_size,
-            "image": predictor.image_spec.to_dict(),
-            "text": predictor.config["text"],
-            "opset": params.opset,
-        },
-    )
+    facts["export_hash"] = bundle.write_spec(out, model)
     return facts
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from polyweft.config import Section
-from polyweft.data.decode import decode_image
 from polyweft.data.shards import Sample
-from polyweft.data.text import TextTokenizer
 from polyweft.errors import ExportError
 from polyweft.evaluation.evaluator import EvaluateParams, evaluate_split
-from polyweft.export.golden import answers, largest_difference, read_golden, write_golden
-from polyweft.export.parity import Inputs, check, measure, metric_difference, write_parity
-from polyweft.export.quantize import LOSSES, loss_facts
+from polyweft.export.golden import ask, differences, read_golden, write_golden
+from polyweft.export.parity import check, measure, metric_difference, write_parity
+from polyweft.export.quantize import compared, loss_facts
 from polyweft.models.predictor import Predictor
 
 REAL_ROWS = 32
-"""Rows whose pixels and captions parity is measured with, and speed."""
+"""Rows whose contents parity is measured with, and speed."""
 
 
 class ExportParams(Section):
@@ -36,7 +34,7 @@ class ExportParams(Section):
         min_length=1, description="parity is measured at each"
     )
     text_lengths: list[Annotated[int, Field(ge=2)]] = Field(
-        description="and at each of these, in tokens with start and end, and at the tokenizer's max_tokens"
+        description="and text at each of these, in tokens with start and end, and at the greatest"
     )
     max_abs_error: float = Field(gt=0, le=1, description="largest difference of any output from PyTorch's")
     max_metric_difference: float = Field(ge=0, le=1, description="largest difference of any metric")
@@ -55,16 +53,15 @@ class Sides:
     torch: Predictor
     onnx: Predictor
     int8: Predictor | None
-    tokenizer: TextTokenizer
     samples: Sequence[Sample]
 
-    def inputs(self) -> Inputs:
-        """Pixels and captions of the first rows."""
-        spec, rows = self.torch.image_spec, self.samples[:REAL_ROWS]
-        images = [decode_image(row.image, spec) for row in rows if row.image is not None]
-        pixels = np.stack(images) if images else np.zeros((0, 3, spec.size, spec.size), np.float32)
-        texts = [caption["text"] or "" for row in rows for caption in row.captions[:2]]
-        return Inputs(pixels, texts, self.tokenizer)
+    def contents(self) -> dict[str, list[bytes]]:
+        """Raw bytes of the first rows, by modality."""
+        rows = self.samples[:REAL_ROWS]
+        return {
+            name: [content for row in rows if (content := row.contents(name)) is not None]
+            for name in self.torch.modalities
+        }
 
 
 def accept_outputs(sides: Sides, params: ExportParams, *, seed: int, table: Path) -> dict[str, float | int]:
@@ -78,9 +75,9 @@ def accept_outputs(sides: Sides, params: ExportParams, *, seed: int, table: Path
     measurements = measure(
         sides.torch,
         sides.onnx,
-        sides.inputs(),
+        sides.contents(),
         batch_sizes=params.batch_sizes,
-        text_lengths=params.text_lengths,
+        lengths=params.text_lengths,
         seed=seed,
     )
     write_parity(table, measurements)
@@ -106,8 +103,7 @@ def accept_metrics(sides: Sides, params: ExportParams, *, seed: int) -> dict[str
     )
 
     def measured(side: Predictor) -> dict[str, float]:
-        found = evaluate_split(side, sides.tokenizer, sides.samples, settings, seed=seed).metrics
-        return {name: found[name] for name in LOSSES if name in found}
+        return compared(evaluate_split(side, sides.samples, settings, seed=seed).metrics)
 
     expected, found = measured(sides.torch), measured(sides.onnx)
     difference, name = metric_difference(expected, found)
@@ -127,39 +123,43 @@ def accept_metrics(sides: Sides, params: ExportParams, *, seed: int) -> dict[str
 
 
 def accept_golden(
-    sides: Sides, params: ExportParams, samples: Sequence[Sample], folder: Path
+    sides: Sides,
+    params: ExportParams,
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    generation: Mapping[str, Any] | None,
 ) -> dict[str, float | int]:
     """Write the golden queries, chosen among all of a split's `samples`, and ask the ONNX side.
 
     Raises
     ------
     ExportError
-        Its answers differ from PyTorch's by more than `params.max_abs_error`.
+        Its answers differ from PyTorch's by more than `params.max_abs_error`, or a caption does.
     """
-    write_golden(sides.torch, sides.tokenizer, samples, folder, count=params.golden_queries)
+    write_golden(sides.torch, samples, folder, generation=generation, count=params.golden_queries)
     golden = read_golden(folder)
-    found = answers(sides.onnx, sides.tokenizer, golden.queries, golden.images)
-    difference = largest_difference(golden.expected, found)
-    if not difference <= params.max_abs_error:
+    answered = ask(sides.onnx, golden.ids, golden.contents, generation)
+    found = differences(golden, answered.expected, answered.captions)
+    worst = max(found, key=lambda name: found[name])
+    if not found[worst] <= params.max_abs_error:
         raise ExportError(
-            f"the exported model's answers to the golden queries differ from PyTorch's by {difference:.3g}; "
-            f"at most {params.max_abs_error:g} is allowed (`export.max_abs_error`)."
+            f"the exported model's {worst} differs from PyTorch's by {found[worst]:.3g} on the golden "
+            f"queries; at most {params.max_abs_error:g} is allowed (`export.max_abs_error`)."
         )
-    return {"golden_queries": len(golden.queries), "golden_max_abs_error": difference}
+    return {"golden_queries": len(golden), "golden_max_abs_error": found[worst]}
 
 
 def speeds(sides: Sides) -> dict[str, float]:
-    """Images and texts a second of each side, at a batch of 16; it takes about a second."""
-    inputs = sides.inputs()
-    batch = range(16)
-    pixels = inputs.pixels[[row % len(inputs.pixels) for row in batch]] if len(inputs.pixels) else None
-    texts = [inputs.texts[row % len(inputs.texts)] for row in batch] if inputs.texts else None
+    """Rows a second of each side's encoders, at a batch of 16; it takes about a second."""
     facts: dict[str, float] = {}
-    for name, side in (("torch", sides.torch), ("onnx", sides.onnx), ("int8", sides.int8)):
-        if side is not None and pixels is not None:
-            facts[f"{name}_images_per_second"] = _rate(side.images, pixels)
-        if side is not None and texts is not None:
-            facts[f"{name}_texts_per_second"] = _rate(side.texts, inputs.tokenizer.encode(texts))
+    for name, contents in sides.contents().items():
+        if contents:
+            batch = sides.torch.readers[name].read([contents[row % len(contents)] for row in range(16)])
+            for who, side in (("torch", sides.torch), ("onnx", sides.onnx), ("int8", sides.int8)):
+                if side is not None:
+                    encode = functools.partial(side.encode, name)
+                    facts[f"{who}_{name}_rows_per_second"] = _rate(encode, batch)
     return facts
 
 

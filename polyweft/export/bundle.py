@@ -1,43 +1,46 @@
 """The exported folder as one thing: `model.json` says what it is, and one hash names it.
 
-Layout: `image.onnx`, `text.onnx`, `classifier.onnx` (where there are classes), `image.int8.onnx`,
-`text.int8.onnx`, the tokenizer's files, `model.json`, and beside what the hash covers `golden/` and
-`parity.csv`. Whoever serves or registers the model reads this module only: it imports no model library.
+Layout: `<modality>.onnx` and `<modality>.int8.onnx`, `head.onnx` where the model has a head, `decoder.onnx`
+where it writes captions (see `signature`), the tokenizer's files, `model.json`, and beside what the hash
+covers `golden/` and `parity.csv`. Whoever serves or registers the model reads this module and `signature`
+only: they import no model library.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from polyweft.errors import DataError, ExportError
+from polyweft.export.signature import DECODER, HEAD, graphs
 from polyweft.io import inside, read_json, write_json
 
 SPEC_FILE = "model.json"
 TOKENIZER_FILES = ("text.json", "tokenizer.json")
-GRAPH_FILES = ("image.onnx", "text.onnx", "classifier.onnx", "image.int8.onnx", "text.int8.onnx")
 SPEC_KEYS = (
-    "classes",
-    "embedding_size",
-    "export_hash",
-    "feature_size",
-    "files",
-    "image",
-    "opset",
-    "sees",
-    "text",
+    *("classes", "embedding_size", "export_hash", "family", "features", "files", "generates", "generation"),
+    *("inputs", "labels", "modalities", "opset", "outputs", "sees"),
 )
+"""`inputs` has for each modality `tensor`, `dtype`, `shape`, `largest` (the shape with its free axes at their
+greatest length), `module` (the file with its `Reader`) and `spec` (what the reader is made from)."""
 
 Variant = Literal["fp32", "int8"]
+VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 
 RESTORE = "Bring it back: `dvc checkout` or `dvc repro export`."
 
 
 def graph_file(name: str, variant: Variant) -> str:
-    """File of graph `name` (`image`, `text`, `classifier`); the classifier is float32 in every variant."""
-    return f"{name}.int8.onnx" if variant == "int8" and name != "classifier" else f"{name}.onnx"
+    """File of graph `name`; the head and the decoder are float32 in every variant."""
+    return f"{name}.int8.onnx" if variant == "int8" and name not in (HEAD, DECODER) else f"{name}.onnx"
+
+
+def graph_files(model: Mapping[str, Any]) -> list[str]:
+    """All files of graphs that the export that `model` describes may hold."""
+    return sorted({graph_file(name, variant) for name in graphs(model) for variant in VARIANTS})
 
 
 def file_hash(path: Path) -> str:
@@ -60,7 +63,7 @@ def write_spec(folder: Path, content: dict[str, Any]) -> str:
     content
         The keys of `SPEC_KEYS` without `files` and `export_hash`, which are filled in here.
     """
-    names = [name for name in (*GRAPH_FILES, *TOKENIZER_FILES) if (folder / name).exists()]
+    names = [name for name in (*graph_files(content), *TOKENIZER_FILES) if (folder / name).exists()]
     spec = {**content, "files": {name: file_hash(folder / name) for name in names}}
     spec["export_hash"] = _hash(spec, spec["files"])
     missing = sorted(set(SPEC_KEYS) ^ set(spec))

@@ -1,41 +1,26 @@
 """An exported model as a `Predictor`, by ONNX Runtime; torch is not needed.
 
-Names of the graphs' inputs and outputs, with their shapes: see `GRAPHS`. Shape suffixes: B rows, S pixels a
-side, T tokens, D embedding size, F feature size, C classes.
+Names of the graphs' inputs and outputs: see `signature`. Shape suffixes: B rows, M modalities, L positions,
+T tokens, V vocabulary, D embedding size, F feature size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from polyweft.data.decode import ImageSpec
+from polyweft.data.reader import Reader, open_readers
 from polyweft.errors import ExportError
 from polyweft.export.bundle import RESTORE, Variant, graph_file, read_spec, verify
+from polyweft.export.signature import DECODER, DESCRIBED, HEAD, graphs
 from polyweft.models.predictor import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import onnxruntime
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names of a graph's inputs and outputs."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-GRAPHS = {
-    "image": Names(("pixel_values",), ("image_embedding", "image_features")),
-    "text": Names(("input_ids",), ("text_embedding", "text_features")),
-    "classifier": Names(("image_features", "text_features", "present"), ("probabilities",)),
-}
-"""`pixel_values` float32 (B, 3, S, S) and `input_ids` int64 (B, T) go to embeddings (B, D) of unit length and
-features (B, F); features with `present` (B, 2) go to `probabilities` (B, C). All but the ids are float32."""
 
 
 class OnnxPredictor:
@@ -45,18 +30,30 @@ class OnnxPredictor:
     ----------
     spec
         `model.json`'s content.
+    generation
+        How captions are decoded, as `GenerationSpec` has it; None for a model that writes none.
     export_hash
         The model's version, as `model.json` states it.
     """
 
-    def __init__(self, spec: dict[str, Any], sessions: dict[str, onnxruntime.InferenceSession]) -> None:
-        self.spec, self._sessions = spec, sessions
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        readers: dict[str, Reader],
+        sessions: dict[str, onnxruntime.InferenceSession],
+    ) -> None:
+        self.spec, self.readers, self._sessions = spec, readers, sessions
+        self.graphs = graphs(spec)
         self.export_hash: str = spec["export_hash"]
-        self.image_spec = ImageSpec.from_dict(spec["image"])
+        self.family: str = spec["family"]
+        self.modalities: list[str] = spec["modalities"]
         self.classes: list[str] = spec["classes"]
-        self.sees: str = spec["sees"]
+        self.labels: list[str] = spec["labels"]
+        self.sees: list[str] = spec["sees"]
+        self.outputs: dict[str, list[int]] = spec["outputs"]
         self.embedding_size: int = spec["embedding_size"]
-        self.feature_size: int = spec["feature_size"]
+        self.generates: bool = spec["generates"]
+        self.generation: dict[str, Any] | None = spec["generation"]
 
     @classmethod
     def load(
@@ -87,52 +84,61 @@ class OnnxPredictor:
         if check_hash:
             verify(folder)
         spec = read_spec(folder)
-        if graph_file("image", variant) not in spec["files"]:
+        files = {name: graph_file(name, variant) for name in graphs(spec)}
+        if any(files[name] not in spec["files"] for name in spec["modalities"] if variant != "fp32"):
             raise ExportError(
                 f"the export in {folder} has no {variant} variant. Set `export.{variant}` to true and run "
                 "`dvc repro`, or ask for fp32."
             )
-        names = ["image", "text", *(["classifier"] if spec["classes"] else [])]
-        return cls(
-            spec,
-            {name: _session(folder / graph_file(name, variant), threads, device) for name in names},
-        )
+        sessions = {name: _session(folder / file, threads, device) for name, file in files.items()}
+        return cls(spec, _readers(spec, folder), sessions)
 
-    def images(self, pixels_B3HW: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """See `Predictor.images`."""
-        embedding, features = self.run("image", pixels_B3HW)
-        return embedding, features
+    def encode(self, modality: str, inputs: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """See `Predictor.encode`."""
+        found = self.run(modality, {self.readers[modality].tensor: inputs})
+        nothing = np.zeros((len(inputs), 0), np.float32)
+        return found.get(f"{modality}_embedding", nothing), found[f"{modality}_features"]
 
-    def texts(self, input_ids_BT: IntArray) -> tuple[FloatArray, FloatArray]:
-        """See `Predictor.texts`."""
-        embedding, features = self.run("text", input_ids_BT)
-        return embedding, features
+    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
+        """See `Predictor.answer`."""
+        if not self.outputs:
+            raise ExportError("this model has no head; train it on data with labels to ask for answers.")
+        given = {f"{name}_features": features[name] for name in self.modalities}
+        return self.run(HEAD, {**given, "present": present_BM})
 
-    def classify(
-        self, image_features_BF: FloatArray, text_features_BF: FloatArray, present_B2: FloatArray
-    ) -> FloatArray:
-        """See `Predictor.classify`."""
-        if not self.classes:
-            raise ExportError("this model has no classes; train it on data with labels to classify.")
-        return self.run("classifier", image_features_BF, text_features_BF, present_B2)[0]
+    def decode(self, input_ids_BT: IntArray, image_features_BLF: FloatArray) -> FloatArray:
+        """See `Predictor.decode`."""
+        if not self.generates:
+            raise ExportError(f"this model ({self.family}) writes no captions; a captioner does.")
+        ids = self.readers["text"].tensor
+        found = self.run(DECODER, {ids: input_ids_BT, f"{DESCRIBED}_features": image_features_BLF})
+        return found["logits"]
 
-    def run(self, graph: str, *inputs: FloatArray | IntArray) -> list[FloatArray]:
-        """Run one of `GRAPHS` by name; inputs and outputs in its order. No rows in, no rows out."""
-        names = GRAPHS[graph]
-        if not len(inputs[0]):
-            widths = {"embedding": self.embedding_size, "features": self.feature_size}
-            sizes = [widths.get(name.partition("_")[2], len(self.classes)) for name in names.outputs]
-            return [np.zeros((0, size), np.float32) for size in sizes]
-        feed = {name: np.ascontiguousarray(part) for name, part in zip(names.inputs, inputs, strict=True)}
+    def run(self, graph: str, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, FloatArray]:
+        """Run one of `graphs` by name; arrays in and out by name. No rows in, no rows out."""
+        outputs = self.graphs[graph].outputs
+        if not len(next(iter(feed.values()))):
+            return {name: np.zeros((0, *map(abs, out.shape)), np.float32) for name, out in outputs.items()}
+        feed = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         try:
-            answers: list[FloatArray] = self._sessions[graph].run(list(names.outputs), feed)
+            answers: list[FloatArray] = self._sessions[graph].run(list(outputs), feed)
         except _faults() as error:
             shapes = {name: array.shape for name, array in feed.items()}
             raise ExportError(
-                f"{graph}.onnx does not run on {shapes}: {error}. Give the shapes and types that `GRAPHS` "
-                "states; a model that was just exported needs another `export.opset`."
+                f"{graph}.onnx does not run on {shapes}: {error}. Give the shapes and types that "
+                "`model.json` states; a model that was just exported needs another `export.opset`."
             ) from error
-        return answers
+        return dict(zip(outputs, answers, strict=True))
+
+
+def _readers(spec: dict[str, Any], folder: Path) -> dict[str, Reader]:
+    try:
+        return open_readers({name: spec["inputs"][name]["spec"] for name in spec["modalities"]}, folder)
+    except (KeyError, TypeError, ValueError, ImportError) as error:
+        raise ExportError(
+            f"{folder} cannot be given input: {error!r}. It was exported by another version of Polyweft or a "
+            f"file was changed. {RESTORE}"
+        ) from error
 
 
 def _session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSession:
@@ -144,7 +150,7 @@ def _session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSess
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # What it would print is raised as well.
     options.log_severity_level = 4
-    # Three sessions whose idle threads spin take each other's cores.
+    # Several sessions whose idle threads spin take each other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     try:

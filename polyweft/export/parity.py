@@ -1,8 +1,7 @@
-"""Parity: the exported model answers what the trained one answers, over batch sizes and text lengths.
+"""Parity: the exported model answers what the trained one answers, over batch sizes and lengths.
 
-Embeddings and probabilities are compared as they are. Features have no fixed scale, so their difference is
-divided by the largest expected magnitude where that is above 1. Suffixes: B rows of a batch, S pixels a side,
-T tokens, F features.
+Errors are `golden.difference`: absolute, and for what has no fixed scale (features, logits, regressed values)
+divided by the largest expected magnitude where that is above 1. Suffixes: B rows of a batch, M modalities.
 """
 
 from __future__ import annotations
@@ -12,19 +11,24 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from polyweft.data.text import TextTokenizer
+from polyweft.data.reader import Reader
 from polyweft.errors import ExportError
-from polyweft.export.onnx import GRAPHS
+from polyweft.export.golden import difference
+from polyweft.export.signature import DESCRIBED, largest_shape
 from polyweft.io import write_text
-from polyweft.models.predictor import FloatArray, IntArray, Predictor
+from polyweft.models.predictor import FloatArray, Predictor
+
+Inputs = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Largest difference of one output for one input: `length` in tokens, 0 where there is no text."""
+    """Largest difference of one output for one input: `length` of its free axis, 0 where there is none."""
 
     output: str
     inputs: str
@@ -33,28 +37,24 @@ class Measurement:
     max_abs_error: float
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What parity is measured on: real pixels (rows, 3, S, S) and real texts; either may be empty."""
-
-    pixels: FloatArray
-    texts: list[str]
-    tokenizer: TextTokenizer
-
-
 def measure(
     reference: Predictor,
     candidate: Predictor,
-    inputs: Inputs,
+    contents: Mapping[str, Sequence[bytes]],
     *,
     batch_sizes: Sequence[int],
-    text_lengths: Sequence[int],
+    lengths: Sequence[int],
     seed: int,
 ) -> list[Measurement]:
     """Compare two predictors on real and on random input.
 
-    Texts are measured at each of `text_lengths` that the tokenizer allows, and at its `max_tokens`. The class
-    head is asked with both modalities, image alone and text alone in one batch (one of them a row).
+    Parameters
+    ----------
+    contents
+        Real raw bytes by modality; none of them need be there.
+    lengths
+        An input with a free axis (token ids) is measured at each of these that its reader allows, and at the
+        greatest. The head is asked with every modality, each alone and each removed, in one batch.
 
     Raises
     ------
@@ -62,25 +62,33 @@ def measure(
         A value of `candidate` is not finite, or an output has another shape.
     """
     rng = np.random.default_rng(seed)
-    size = reference.image_spec.size
     found: list[Measurement] = []
+    pools = {m: reference.readers[m].read(contents.get(m, [])[:32]) for m in reference.modalities}
     for batch in batch_sizes:
-        features: dict[str, list[FloatArray]] = {"real": [], "random": []}
-        pixels = {"random": rng.standard_normal((batch, 3, size, size)).astype(np.float32)}
-        if len(inputs.pixels):
-            pixels["real"] = inputs.pixels[np.arange(batch) % len(inputs.pixels)]
-        for kind, pixels_B3SS in pixels.items():
-            expected = reference.images(pixels_B3SS)
-            found += _compare("image", kind, 0, expected, candidate.images(pixels_B3SS))
-            features[kind].append(expected[1])
-        for kind, ids_BT in _texts(inputs, batch, text_lengths, rng):
-            expected = reference.texts(ids_BT)
-            found += _compare("text", kind, ids_BT.shape[1], expected, candidate.texts(ids_BT))
-            features[kind].append(expected[1])
-        if reference.classes:
-            for kind, parts in features.items():
-                if len(parts) > 1:
-                    found += _classify(reference, candidate, kind, parts[0], parts[-1])
+        features: dict[str, dict[str, FloatArray]] = {"real": {}, "random": {}}
+        ids: dict[str, Inputs] = {}
+        for name in reference.modalities:
+            reader = reference.readers[name]
+            for length in _lengths(reader, lengths):
+                for kind, inputs in _inputs(reader, contents.get(name, []), pools[name], batch, length, rng):
+                    expected = reference.encode(name, inputs)
+                    actual = candidate.encode(name, inputs)
+                    pairs = (
+                        {f"{name}_embedding": (expected[0], actual[0])} if reference.embedding_size else {}
+                    )
+                    pairs[f"{name}_features"] = (expected[1], actual[1])
+                    found += _compare(pairs, kind, length)
+                    features[kind][name], ids[kind] = (
+                        expected[1],
+                        inputs if name == "text" else ids.get(kind, inputs),
+                    )
+        for kind, parts in features.items():
+            if reference.outputs and len(parts) == len(reference.modalities):
+                found += _answers(reference, candidate, kind, parts)
+            if reference.generates and {"text", DESCRIBED} <= set(parts):
+                given = (ids[kind], parts[DESCRIBED])
+                pairs = {"logits": (reference.decode(*given), candidate.decode(*given))}
+                found += _compare(pairs, kind, ids[kind].shape[1])
     return found
 
 
@@ -123,48 +131,49 @@ def write_parity(path: Path, measurements: Sequence[Measurement]) -> None:
 
 
 def _compare(
-    graph: str, kind: str, length: int, expected: Sequence[FloatArray], actual: Sequence[FloatArray]
+    pairs: Mapping[str, tuple[FloatArray, FloatArray]], kind: str, length: int
 ) -> Iterator[Measurement]:
-    for name, want, have in zip(GRAPHS[graph].outputs, expected, actual, strict=True):
+    for name, (want, have) in pairs.items():
         if want.shape != have.shape or not np.isfinite(have).all():
             raise ExportError(
                 f"the exported model's {name} has shape {have.shape} or values that are not finite; "
                 f"PyTorch's has {want.shape} ({kind} input, length {length}). Try another `export.opset`."
             )
-        error = float(np.abs(want - have).max())
-        if name.endswith("features"):
-            error /= max(1.0, float(np.abs(want).max()))
-        yield Measurement(name, kind, len(want), length, error)
+        yield Measurement(name, kind, len(want), length, difference(want, have))
 
 
-def _classify(
-    reference: Predictor, candidate: Predictor, kind: str, image_BF: FloatArray, text_BF: FloatArray
+def _answers(
+    reference: Predictor, candidate: Predictor, kind: str, features: Mapping[str, FloatArray]
 ) -> Iterator[Measurement]:
-    there = np.array([[1, 1], [1, 0], [0, 1]], np.float32)
-    present_B2 = there[np.arange(len(image_BF)) % len(there)]
-    parts = (image_BF * present_B2[:, :1], text_BF * present_B2[:, 1:], present_B2)
-    expected, actual = reference.classify(*parts), candidate.classify(*parts)
-    return _compare("classifier", kind, 0, [expected], [actual])
+    count, batch = len(features), len(next(iter(features.values())))
+    alone = np.eye(count, dtype=np.float32)
+    there = np.concatenate([np.ones((1, count), np.float32), alone, *([1 - alone] if count > 2 else [])])
+    present_BM = there[np.arange(batch) % len(there)]
+    parts = {
+        name: part * present_BM[:, column].reshape(-1, *[1] * (part.ndim - 1))
+        for column, (name, part) in enumerate(features.items())
+    }
+    expected, actual = reference.answer(parts, present_BM), candidate.answer(parts, present_BM)
+    return _compare({name: (expected[name], actual[name]) for name in reference.outputs}, kind, 0)
 
 
-def _texts(
-    inputs: Inputs, batch: int, lengths: Sequence[int], rng: np.random.Generator
-) -> Iterator[tuple[str, IntArray]]:
-    tokenizer = inputs.tokenizer
-    for length in sorted({tokenizer.max_tokens, *(n for n in lengths if n <= tokenizer.max_tokens)}):
-        yield "random", _random_ids(tokenizer, batch, length, rng)
-        if inputs.texts:
-            texts = [inputs.texts[row % len(inputs.texts)] for row in range(batch)]
-            yield "real", tokenizer.encode(texts, length=length)
+def _lengths(reader: Reader, lengths: Sequence[int]) -> list[int]:
+    free = [most for size, most in zip(reader.shape, largest_shape(reader), strict=True) if size < 0]
+    return sorted({*free, *(length for length in lengths if length <= free[0])}) if free else [0]
 
 
-def _random_ids(tokenizer: TextTokenizer, batch: int, length: int, rng: np.random.Generator) -> IntArray:
-    special = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
-    plain = np.setdiff1d(np.arange(tokenizer.vocabulary_size), special)
-    ids_BT = rng.choice(plain, (batch, length)).astype(np.int64)
-    # The first row is full, the others end anywhere.
-    end_B = np.r_[length - 1, rng.integers(1, length, batch - 1)]
-    ids_BT[:, 0] = tokenizer.start_id
-    ids_BT[np.arange(batch), end_B] = tokenizer.end_id
-    ids_BT[np.arange(length)[None] > end_B[:, None]] = tokenizer.pad_id
-    return ids_BT
+def _inputs(
+    reader: Reader, contents: Sequence[bytes], pool: Inputs, batch: int, length: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Inputs]]:
+    """Random input and, where there are contents, real input; a free axis is of `length`."""
+    shape = (batch, *(length if size < 0 else size for size in reader.shape))
+    if reader.dtype == "int64":
+        # Ids that the model knows: those of the real rows, in any order.
+        yield "random", rng.choice(np.unique(pool) if pool.size else np.arange(2), shape).astype(np.int64)
+    else:
+        yield "random", rng.standard_normal(shape).astype(np.float32)
+    if contents and length:
+        chosen = [contents[row % len(contents)] for row in range(batch)]
+        yield "real", reader.read(chosen, length=length)  # type: ignore[call-arg]
+    elif len(pool):
+        yield "real", pool[np.arange(batch) % len(pool)]

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 QUANTISED = ("MatMul", "Gemm")
 LOSSES = (
-    "accuracy",
-    "macro_f1",
-    "image_to_text_recall_at_1",
-    "image_to_text_recall_at_5",
-    "image_to_text_recall_at_10",
-    "text_to_image_recall_at_1",
-    "text_to_image_recall_at_5",
-    "text_to_image_recall_at_10",
-    "mean_average_precision",
-    "ndcg_at_10",
-    "mrr",
+    *("accuracy", "balanced_accuracy", "macro_f1", "label_macro_f1", "label_micro_f1", "r2"),
+    *("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "ndcg_at_10", "mrr"),
+    *("bleu_4", "rouge_l", "cider"),
 )
-"""The metrics whose loss is reported; a higher value is a better one in each."""
+"""Endings of the metrics whose loss is reported; a higher value is a better one in each."""
+
+
+def compared(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of an evaluation's metrics whose name is or ends in one of `LOSSES`, without `true_recall`."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if (name in LOSSES or name.endswith(tuple(f"_{end}" for end in LOSSES))) and "_true_" not in name
+    }
 
 
 def quantize_graph(source: Path, target: Path) -> int:
@@ -89,7 +90,7 @@ def loss_facts(
 
     Returns
     -------
-    `int8_<metric>` and `int8_<metric>_loss` (float32's less int8's) for each metric of `LOSSES` that was
+    `int8_<metric>` and `int8_<metric>_loss` (float32's less int8's) for each metric of `compared` that was
     measured, `int8_metric_loss` (the largest loss) and `int8_accepted` (it is at most `max_loss`).
 
     Raises
@@ -97,9 +98,9 @@ def loss_facts(
     ExportError
         None of the metrics was measured: without one, nothing may be accepted.
     """
-    names = [name for name in LOSSES if expected.get(name) is not None and found.get(name) is not None]
+    names = sorted(set(compared(expected)) & set(compared(found)))
     if not names:
-        raise ExportError("no metric of the INT8 variant was measured; the split needs labels or pairs.")
+        raise ExportError("no metric of the INT8 variant was measured; the split needs targets or pairs.")
     facts: dict[str, float | bool] = {}
     for name in names:
         facts[f"int8_{name}"] = float(found[name])

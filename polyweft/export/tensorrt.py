@@ -19,7 +19,9 @@ import numpy as np
 
 from polyweft.errors import ExportError
 from polyweft.export.bundle import file_hash, graph_file, read_spec
-from polyweft.export.onnx import GRAPHS, OnnxPredictor
+from polyweft.export.golden import difference
+from polyweft.export.onnx import OnnxPredictor
+from polyweft.export.signature import USUAL_LENGTH, Graph, graphs
 from polyweft.io import write_bytes
 from polyweft.models.predictor import FloatArray, IntArray
 
@@ -63,20 +65,13 @@ def engine_name(graph: str, device: Device, onnx_hash: str) -> str:
     return f"{graph}-{gpu}-trt{device.version}-{onnx_hash[:16]}.engine"
 
 
-def profile_shapes(spec: Mapping[str, Any]) -> dict[str, dict[str, tuple[Shape, Shape, Shape]]]:
-    """Smallest, usual and largest shape of each input of each graph, from `model.json`'s content."""
-    size, features, tokens = spec["image"]["size"], spec["feature_size"], spec["text"]["max_tokens"]
-    lengths = (2, min(32, tokens), tokens)
-    shapes: dict[str, dict[str, tuple[Shape, Shape, Shape]]] = {
-        "image": {"pixel_values": _three(lambda batch, _: (batch, 3, size, size))},
-        "text": {"input_ids": _three(lambda batch, place: (batch, lengths[place]))},
-    }
-    if spec["classes"]:
-        shapes["classifier"] = {
-            "image_features": _three(lambda batch, _: (batch, features)),
-            "text_features": _three(lambda batch, _: (batch, features)),
-            "present": _three(lambda batch, _: (batch, 2)),
-        }
+def profile_shapes(graph: Graph) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Smallest, usual and largest shape of each input of a graph."""
+    shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
+    for name, tensor in graph.inputs.items():
+        rows = (tensor.at(2), tensor.at(USUAL_LENGTH), tensor.largest)
+        smallest, usual, largest = ((batch, *row) for batch, row in zip(BATCHES, rows, strict=True))
+        shapes[name] = (smallest, usual, largest)
     return shapes
 
 
@@ -141,49 +136,39 @@ def tensorrt_facts(folder: Path, state: Path, device: Device | str) -> dict[str,
         return {"status": "not built", "reason": device}
     spec = read_spec(folder)
     engines: dict[str, str] = {}
-    for graph, shapes in profile_shapes(spec).items():
-        source = folder / graph_file(graph, "fp32")
-        target = state / "engines" / engine_name(graph, device, file_hash(source))
+    for name, graph in graphs(spec).items():
+        source = folder / graph_file(name, "fp32")
+        target = state / "engines" / engine_name(name, device, file_hash(source))
         try:
             if not target.exists():
-                build_engine(source, target, shapes)
-            _try(folder, graph, target, shapes)
+                build_engine(source, target, profile_shapes(graph))
+            _try(folder, name, target)
         except ExportError as error:
             target.unlink(missing_ok=True)
             return {"status": "not built", "reason": str(error), "gpu": device.gpu, "version": device.version}
-        engines[graph] = target.name
+        engines[name] = target.name
     return {"status": "built", "gpu": device.gpu, "version": device.version, "engines": engines}
 
 
-def _try(folder: Path, graph: str, engine: Path, shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> None:
+def _try(folder: Path, name: str, engine: Path) -> None:
     predictor = OnnxPredictor.load(folder, threads=1)
-    feed = example_feed(graph, shapes, predictor.spec["text"])
+    feed = example_feed(predictor.graphs[name])
     found = run_engine(engine, feed)
-    expected = predictor.run(graph, *feed.values())
-    for name, want in zip(GRAPHS[graph].outputs, expected, strict=True):
-        scale = max(1.0, float(np.abs(want).max()))
-        error = float(np.abs(found[name] - want).max()) / scale
+    for output, want in predictor.run(name, feed).items():
+        error = difference(want, found[output])
         if not error <= MAX_ABS_ERROR:
-            raise ExportError(f"the engine's {name} differs from ONNX Runtime by {error:.3g}")
+            raise ExportError(f"the engine's {output} differs from ONNX Runtime by {error:.3g}")
 
 
-def example_feed(
-    graph: str, shapes: Mapping[str, tuple[Shape, Shape, Shape]], text: Mapping[str, Any]
-) -> dict[str, FloatArray | IntArray]:
-    """Random input of the usual shapes, the same each time; token ids begin and end as `text` says."""
+def example_feed(graph: Graph) -> dict[str, FloatArray | IntArray]:
+    """Random input of the usual shapes, the same each time; everything is present, ids are small."""
     rng = np.random.default_rng(0)
-    if graph == "text":
-        ids = rng.integers(0, text["vocabulary_size"], shapes["input_ids"][1]).astype(np.int64)
-        ids[:, 0], ids[:, -1] = text["start_id"], text["end_id"]
-        return {"input_ids": ids}
-    feed: dict[str, FloatArray | IntArray] = {
-        name: rng.standard_normal(usual).astype(np.float32) for name, (_, usual, _) in shapes.items()
-    }
+    feed: dict[str, FloatArray | IntArray] = {}
+    for name, (_, usual, _) in profile_shapes(graph).items():
+        if graph.inputs[name].dtype == "int64":
+            feed[name] = rng.integers(0, 3, usual).astype(np.int64)
+        else:
+            feed[name] = rng.standard_normal(usual).astype(np.float32)
     if "present" in feed:
         feed["present"] = np.ones_like(feed["present"])
     return feed
-
-
-def _three(shape: Any) -> tuple[Shape, Shape, Shape]:
-    smallest, usual, largest = (tuple(shape(batch, place)) for place, batch in enumerate(BATCHES))
-    return smallest, usual, largest

@@ -75,6 +75,7 @@ class TorchPredictor:
         self.classes, self.labels = context.classes, context.labels
         self.embedding_size = params.embedding_size
         self.generates = module.decoder is not None
+        self.generation: dict[str, Any] | None = params.model_dump().get("generation")
         self.sees: list[str] = [] if module.head is None else list(module.head.sees)  # type: ignore[arg-type]
         self.outputs: dict[str, list[int]] = {} if module.head is None else module.head.outputs()  # type: ignore[operator]
 

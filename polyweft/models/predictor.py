@@ -39,6 +39,8 @@ class Predictor(Protocol):
         D; 0 where there is no joint space.
     generates
         Whether it writes captions: `decode` may be called.
+    generation
+        How it decodes them, as `polyweft.data.generation.GenerationSpec` has it; None where it writes none.
     """
 
     family: str
@@ -50,6 +52,7 @@ class Predictor(Protocol):
     outputs: dict[str, list[int]]
     embedding_size: int
     generates: bool
+    generation: dict[str, Any] | None
 
     def encode(self, modality: str, inputs: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         """A modality's input to unit-length embeddings (B, D) and features (B, F) or (B, L, F)."""

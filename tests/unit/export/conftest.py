@@ -1,4 +1,4 @@
-"""The tiny export and what it was made from; tests that damage it copy it first."""
+"""The tiny exports and what they were made from; tests that damage one copy it first."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from tests.unit.export import tiny_export
 @pytest.fixture(scope="session")
 def made() -> tiny_export.Made:
     return tiny_export.made()
+
+
+@pytest.fixture(scope="session", params=tiny_export.KINDS)
+def each(request: pytest.FixtureRequest) -> tiny_export.Made:
+    """An export of every kind, one after the other."""
+    return tiny_export.made(request.param)
 
 
 @pytest.fixture(scope="session")

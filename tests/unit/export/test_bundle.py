@@ -10,6 +10,8 @@ import pytest
 from polyweft.errors import ExportError
 from polyweft.export.bundle import SPEC_FILE, export_hash, read_spec, verify, write_spec
 from polyweft.io import read_json, write_json
+from polyweft.modalities import reader_module
+from tests.unit.export.tiny_export import Made
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def test_an_untouched_export_passes_and_its_hash_is_recomputed_from_its_bytes(ex
     assert verify(exported) == export_hash(exported) == read_spec(exported)["export_hash"]
 
 
-@pytest.mark.parametrize("name", ["image.onnx", "text.int8.onnx", "classifier.onnx", "text.json"])
+@pytest.mark.parametrize("name", ["image.onnx", "text.int8.onnx", "head.onnx", "text.json"])
 def test_one_flipped_bit_changes_the_hash_and_verify_names_the_file(copy: Path, name: str) -> None:
     before = export_hash(copy)
     content = bytearray((copy / name).read_bytes())
@@ -34,7 +36,7 @@ def test_one_flipped_bit_changes_the_hash_and_verify_names_the_file(copy: Path, 
 
 def test_a_changed_description_is_found(copy: Path) -> None:
     spec = read_json(copy / SPEC_FILE)
-    spec["image"]["mean"][0] += 0.01
+    spec["inputs"]["image"]["spec"]["mean"][0] += 0.01
     write_json(copy / SPEC_FILE, spec)
     with pytest.raises(ExportError, match=r"model\.json was changed"):
         verify(copy)
@@ -72,6 +74,23 @@ def test_writing_the_same_description_again_gives_the_same_hash(copy: Path) -> N
 def test_without_an_export_the_message_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="make run"):
         read_spec(tmp_path)
+
+
+def test_model_json_states_what_each_modality_takes(each: Made) -> None:
+    spec = read_spec(each.exported)
+    assert sorted(spec["inputs"]) == sorted(spec["modalities"]) == sorted(spec["features"])
+    for name, given in spec["inputs"].items():
+        assert given["module"] == Path(str(reader_module(name).__file__)).name
+        reader = reader_module(name).Reader(given["spec"], each.exported)
+        assert (reader.tensor, reader.dtype, list(reader.shape)) == (
+            given["tensor"],
+            given["dtype"],
+            given["shape"],
+        )
+        assert all(
+            most > 0 and size in (-1, most)
+            for size, most in zip(given["shape"], given["largest"], strict=True)
+        )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"classes": []}'])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyweft.data.text import TextTokenizer
 from polyweft.errors import ExportError
-from polyweft.export.onnx import GRAPHS, OnnxPredictor
-from polyweft.export.parity import Inputs, Measurement, check, measure, metric_difference, write_parity
+from polyweft.export.bundle import read_spec
+from polyweft.export.golden import read_golden
+from polyweft.export.onnx import OnnxPredictor
+from polyweft.export.parity import Measurement, check, measure, metric_difference, write_parity
+from polyweft.export.signature import graphs
 from polyweft.models.build import load_trained
 from polyweft.models.predictor import FloatArray, Predictor
+from tests.unit.export.tiny_export import KINDS, made
 
 
 class Off:
@@ -23,76 +28,79 @@ class Off:
 
     def __init__(self, inner: Predictor, output: str, by: float) -> None:
         self.inner, self.output, self.by = inner, output, by
-        self.image_spec, self.classes = inner.image_spec, inner.classes
-        self.sees, self.embedding_size = inner.sees, inner.embedding_size
 
-    def images(self, pixels_B3HW: FloatArray) -> tuple[FloatArray, FloatArray]:
-        return self._shift("image", self.inner.images(pixels_B3HW))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
-    def texts(self, input_ids_BT: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        return self._shift("text", self.inner.texts(input_ids_BT))
+    def encode(self, modality: str, inputs: Any) -> tuple[FloatArray, FloatArray]:
+        embedding, features = self.inner.encode(modality, inputs)
+        return self._off(f"{modality}_embedding", embedding), self._off(f"{modality}_features", features)
 
-    def classify(self, image: FloatArray, text: FloatArray, present: FloatArray) -> FloatArray:
-        answer = self.inner.classify(image, text, present)
-        return answer + np.float32(self.by) if self.output == "probabilities" else answer
+    def answer(self, features: Any, present_BM: FloatArray) -> dict[str, FloatArray]:
+        found = self.inner.answer(features, present_BM)
+        return {name: self._off(name, array) for name, array in found.items()}
 
-    def _shift(self, side: str, pair: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
-        first, second = (
-            array + np.float32(self.by) if name == self.output else array
-            for name, array in zip(GRAPHS[side].outputs, pair, strict=True)
-        )
-        return first, second
+    def decode(self, input_ids_BT: Any, image_features_BLF: FloatArray) -> FloatArray:
+        return self._off("logits", self.inner.decode(input_ids_BT, image_features_BLF))
+
+    def _off(self, name: str, array: FloatArray) -> FloatArray:
+        return array + np.float32(self.by) if name == self.output else array
 
 
-@pytest.fixture(scope="module")
-def inputs(trained: Path) -> Inputs:
-    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
-    return Inputs(pixels, ["a red circle", "一个红色的圆"], TextTokenizer.load(trained))
+def outputs(kind: str) -> list[str]:
+    """All outputs of an export but `image_embedding` where there is no joint space."""
+    known = graphs(read_spec(made(kind).exported))
+    return [name for graph in known.values() for name in graph.outputs]
 
 
-@pytest.fixture(scope="module")
-def sides(trained: Path, exported: Path) -> tuple[Predictor, Predictor]:
-    return load_trained(trained, threads=1), OnnxPredictor.load(exported, threads=1)
+def contents(kind: str) -> dict[str, list[bytes]]:
+    rows = read_golden(made(kind).exported / "golden").contents
+    return {name: [content for content in found if content is not None] for name, found in rows.items()}
 
 
-def parity(sides: tuple[Predictor, Predictor], inputs: Inputs) -> list[Measurement]:
-    return measure(*sides, inputs, batch_sizes=[1, 3], text_lengths=[2, 5, 99], seed=3)
+@functools.cache
+def sides(kind: str) -> tuple[Predictor, Predictor]:
+    export = made(kind)
+    return load_trained(export.trained, threads=1), OnnxPredictor.load(export.exported, threads=1)
 
 
-def test_the_export_is_the_trained_model(sides: tuple[Predictor, Predictor], inputs: Inputs) -> None:
-    assert check(parity(sides, inputs), 1e-5) < 1e-5
+def parity(kind: str, candidate: Predictor | None = None) -> list[Measurement]:
+    reference, exported = sides(kind)
+    other = candidate or exported
+    return measure(reference, other, contents(kind), batch_sizes=[1, 3], lengths=[2, 5, 99], seed=3)
 
 
-def test_every_output_batch_and_length_is_measured_with_real_and_random_input(
-    sides: tuple[Predictor, Predictor], inputs: Inputs
-) -> None:
-    found = parity(sides, inputs)
-    assert {row.output for row in found} == {name for names in GRAPHS.values() for name in names.outputs}
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_export_is_the_trained_model_in_every_output(kind: str) -> None:
+    found = parity(kind)
+    assert check(found, 1e-5) < 1e-5
+    assert {row.output for row in found} == set(outputs(kind))
+
+
+def test_every_batch_and_length_is_measured_with_real_and_random_input() -> None:
+    found = parity("joint")
     texts = {(row.inputs, row.batch, row.length) for row in found if row.output == "text_embedding"}
     assert texts == {(kind, b, n) for kind in ("real", "random") for b in (1, 3) for n in (2, 5, 12)}
     images = {(row.inputs, row.batch) for row in found if row.output == "image_embedding"}
     assert images == {("real", 1), ("real", 3), ("random", 1), ("random", 3)}
 
 
-def test_the_same_seed_gives_the_same_figures(sides: tuple[Predictor, Predictor], inputs: Inputs) -> None:
-    assert parity(sides, inputs) == parity(sides, inputs)
+def test_the_same_seed_gives_the_same_figures() -> None:
+    assert parity("joint") == parity("joint")
 
 
-@pytest.mark.parametrize("output", [name for names in GRAPHS.values() for name in names.outputs])
-def test_an_output_that_is_off_is_named(
-    sides: tuple[Predictor, Predictor], inputs: Inputs, output: str
-) -> None:
-    found = parity((sides[0], Off(sides[1], output, 0.01)), inputs)
-    with pytest.raises(ExportError, match=rf"{output} by .* batch \d, length \d"):
-        check(found, 1e-4)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_that_is_off_is_named(kind: str) -> None:
+    for output in outputs(kind):
+        found = parity(kind, Off(sides(kind)[1], output, 0.01))
+        with pytest.raises(ExportError, match=rf"{output} by .* batch \d, length \d"):
+            check(found, 1e-4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(
-    sides: tuple[Predictor, Predictor], inputs: Inputs, value: float
-) -> None:
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ExportError, match="text_embedding"):
-        parity((sides[0], Off(sides[1], "text_embedding", value)), inputs)
+        parity("joint", Off(sides("joint")[1], "text_embedding", value))
 
 
 def test_a_nan_among_the_measurements_is_over_any_limit() -> None:
@@ -100,9 +108,10 @@ def test_a_nan_among_the_measurements_is_over_any_limit() -> None:
         check([Measurement("text_embedding", "real", 1, 2, float("nan"))], 1.0)
 
 
-def test_without_real_input_random_input_remains(sides: tuple[Predictor, Predictor], inputs: Inputs) -> None:
-    empty = Inputs(np.zeros((0, 3, 16, 16), np.float32), [], inputs.tokenizer)
-    assert {row.inputs for row in parity(sides, empty)} == {"random"}
+def test_without_real_input_random_input_remains() -> None:
+    found = measure(*sides("fused"), {}, batch_sizes=[2], lengths=[4], seed=0)
+    assert {row.inputs for row in found} == {"random"}
+    assert {row.output for row in found} == set(outputs("fused"))
 
 
 def test_the_table_holds_every_measurement(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from polyweft.errors import ExportError
 from polyweft.export.onnx import OnnxPredictor
-from polyweft.export.quantize import loss_facts, quantize_graph
+from polyweft.export.quantize import compared, loss_facts, quantize_graph
 
 
 def test_weights_of_matrix_products_are_int8_and_the_file_is_smaller(exported: Path) -> None:
@@ -32,8 +32,8 @@ def test_the_same_graph_gives_the_same_bytes(exported: Path, tmp_path: Path) -> 
 
 def test_its_answers_are_near_those_of_float32_but_not_equal(exported: Path) -> None:
     ids = np.array([[1, 9, 30, 12, 2], [1, 40, 2, 0, 0]], dtype=np.int64)
-    full = OnnxPredictor.load(exported, threads=1).texts(ids)[0]
-    small = OnnxPredictor.load(exported, threads=1, variant="int8").texts(ids)[0]
+    full = OnnxPredictor.load(exported, threads=1).encode("text", ids)[0]
+    small = OnnxPredictor.load(exported, threads=1, variant="int8").encode("text", ids)[0]
     assert (full * small).sum(axis=1).min() > 0.99
     assert np.abs(full - small).max() > 0
 
@@ -55,6 +55,12 @@ def test_the_worst_metric_decides() -> None:
     assert facts["int8_accepted"] is False
     assert "int8_accuracy_low" not in facts
     assert loss_facts(full, full, max_loss=0)["int8_accepted"] is True
+
+
+def test_metrics_where_more_is_better_are_compared_and_intervals_are_not() -> None:
+    names = ["accuracy", "audio_to_text_recall_at_1", "mrr", "label_micro_f1", "r2", "cider"]
+    others = ["accuracy_low", "mrr_without_leaks", "image_to_text_true_recall_at_1", "samples", "mae"]
+    assert set(compared(dict.fromkeys([*names, *others], 0.5))) == set(names)
 
 
 def test_without_a_metric_nothing_is_accepted() -> None:

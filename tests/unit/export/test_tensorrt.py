@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from polyweft.export.bundle import file_hash, read_spec
-from polyweft.export.onnx import GRAPHS, OnnxPredictor
+from polyweft.export.onnx import OnnxPredictor
+from polyweft.export.signature import graphs
 from polyweft.export.tensorrt import (
     Device,
     engine_name,
@@ -18,6 +19,7 @@ from polyweft.export.tensorrt import (
     profile_shapes,
     tensorrt_facts,
 )
+from tests.unit.export.tiny_export import Made
 
 DEVICE = find_device()
 
@@ -45,23 +47,21 @@ def test_engines_of_another_gpu_version_or_graph_have_other_names() -> None:
     assert len({name, *others}) == 5
 
 
-def test_profiles_name_every_input_of_every_graph_with_growing_shapes(exported: Path) -> None:
-    shapes = profile_shapes(read_spec(exported))
-    assert {graph: tuple(inputs) for graph, inputs in shapes.items()} == {
-        graph: names.inputs for graph, names in GRAPHS.items()
-    }
-    for inputs in shapes.values():
-        for smallest, usual, largest in inputs.values():
-            assert all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
+def test_profiles_name_every_input_of_every_graph_with_growing_shapes(each: Made) -> None:
+    for graph in graphs(read_spec(each.exported)).values():
+        shapes = profile_shapes(graph)
+        assert list(shapes) == list(graph.inputs)
+        for smallest, usual, largest in shapes.values():
+            assert all(0 < a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
             assert smallest[0] == 1
 
 
-def test_what_an_engine_is_tried_with_is_what_the_graphs_take(exported: Path) -> None:
-    predictor = OnnxPredictor.load(exported, threads=1)
-    for graph, shapes in profile_shapes(predictor.spec).items():
-        feed = example_feed(graph, shapes, predictor.spec["text"])
-        answers = predictor.run(graph, *feed.values())
-        assert all(len(answer) == 16 and np.isfinite(answer).all() for answer in answers)
+def test_what_an_engine_is_tried_with_is_what_the_graphs_take(each: Made) -> None:
+    predictor = OnnxPredictor.load(each.exported, threads=1)
+    for name, graph in predictor.graphs.items():
+        answers = predictor.run(name, example_feed(graph))
+        assert list(answers) == list(graph.outputs)
+        assert all(len(answer) == 16 and np.isfinite(answer).all() for answer in answers.values())
 
 
 @pytest.mark.skipif(not isinstance(DEVICE, str), reason="TensorRT and a GPU are present")
