@@ -215,8 +215,8 @@ def test_the_exported_head_answers_as_the_trained_one(fusion: str, exports: Path
     path = exports / f"{fusion}.onnx"
     names = [f"{m}_features" for m in MODALITIES]
     program = torch.onnx.export(
-        Answers().eval(), (inputs,), dynamo=True, input_names=[*names, "present"], output_names=list(head.outputs()),
-        dynamic_shapes=([*axes, {0: batch}],), opset_version=20, external_data=False, verbose=False,
+        Answers().eval(), (inputs,), input_names=[*names, "present"], output_names=list(head.outputs()),
+        dynamic_shapes=([*axes, {0: batch}],), dynamo=True, opset_version=20, verbose=False,
     )  # fmt: skip
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
