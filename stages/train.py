@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +51,16 @@ def run(
     """
     sections = {"train": params.model_dump(), "model": model.model_dump(), "runtime": runtime.model_dump()}
     work = state_folder() / "checkpoints" / _key(sections, prepared)
-    work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     paths = {"prepared": str(prepared.absolute()), "out": str(out.absolute())}
-    write_json(work / "spec.json", {**sections, **paths})
     begin = time.time()
-    code = _launch_until_it_fits(work, params, max(1, runtime.threads // params.processes))
-    if code != 0:
-        raise TrainingError(_reason(work, code))
-    result = read_json(work / "result.json")
-    shutil.rmtree(work)
+    with _alone_with(work):
+        write_json(work / "spec.json", {**sections, **paths})
+        code = _launch_until_it_fits(work, params, max(1, runtime.threads // params.processes))
+        if code != 0:
+            raise TrainingError(_reason(work, code))
+        result = read_json(work / "result.json")
+        shutil.rmtree(work)
     startup = {"startup_seconds": round(result["ready"] - begin, 2)}
     return Report(facts=result["facts"], run_facts={**result["run_facts"], **startup})
 
@@ -68,6 +71,15 @@ def _key(sections: dict[str, dict[str, Any]], prepared: Path) -> str:
     models = [md5_path(workspace() / path) for path in given if path and (workspace() / path).exists()]
     parts = [sections, md5_path(prepared), models, *(md5_path(root / path) for path in CODE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone_with(work: Path) -> Iterator[None]:
+    """Wait until no other process trains in `work`: one being stopped may still write a checkpoint."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with work.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _launch_until_it_fits(work: Path, params: TrainParams, threads: int) -> int:
