@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polyweft.data.text import TokenizerError
+from polyweft.errors import DataError
 from polyweft.evaluation.embedding import BoolArray, Contents, IntArray
 from polyweft.evaluation.generation import score_captions
 from polyweft.evaluation.weighted import Rows
@@ -37,10 +39,16 @@ def caption_images(
     *,
     batch_size: int,
 ) -> list[Captioned]:
-    """Describe each unique image that has a caption."""
+    """Describe each unique image that has a caption.
+
+    Raises
+    ------
+    DataError
+        The data's tokenizer cannot turn ids back into text.
+    """
     from polyweft.export.captions import captions
 
-    settings: dict[str, Any] = getattr(predictor, "generation", None) or {}
+    settings: dict[str, Any] = predictor.generation or {}
     rows_of: dict[int, list[int]] = {}
     texts_of: dict[int, dict[str, None]] = {}
     for row, (images, texts) in enumerate(
@@ -52,8 +60,11 @@ def caption_images(
             found.update(dict.fromkeys(contents["text"].text(text) for text in texts))
     chosen = sorted(rows_of)
     written: list[str] = []
-    for start in range(0, len(chosen), batch_size):
-        written += captions(predictor, image_features[chosen[start : start + batch_size]], settings)
+    try:
+        for start in range(0, len(chosen), batch_size):
+            written += captions(predictor, image_features[chosen[start : start + batch_size]], settings)
+    except TokenizerError as error:
+        raise DataError(f"captions cannot be written: {error}") from error
     return [
         Captioned(caption, list(texts_of[image]), rows_of[image])
         for image, caption in zip(chosen, written, strict=True)

@@ -142,9 +142,13 @@ def _tasks(evaluation: Evaluation) -> list[str]:
 
 def _removals(evaluation: Evaluation) -> str:
     """Each task's metric with and without each modality, over the same rows."""
-    ways = {"with_{}": "With it", "without_{}": "Without it"}
+    ways = {"without_{}": "Without it"}
     if any(name.endswith("_imputed") for line in evaluation.removals for name in line.values):
-        ways |= {"without_{}_learned": "A learned vector instead", "without_{}_imputed": "Reconstructed"}
+        ways = {
+            "without_{}_learned": "Without, a learned vector",
+            "without_{}_imputed": "Without, reconstructed",
+        }
+    ways = {"with_{}": "With it", **ways}
     lines = []
     for line in evaluation.removals:
         found = [line.values.get(way.format(line.modality)) for way in ways]

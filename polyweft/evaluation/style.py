@@ -36,5 +36,6 @@ th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); }
 .found span { border: 3px solid var(--line); border-radius: 6px; padding: 4px 8px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 16px; }
 .written { display: flex; gap: 14px; } .written ul { margin: 0; padding-left: 18px; color: var(--soft); }
-td.share { background: color-mix(in srgb, var(--first) calc(var(--share) * 45%), transparent); }
+td.share { padding-left: 8px;
+  background: color-mix(in srgb, var(--first) calc(var(--share) * 45%), transparent); }
 """

@@ -108,6 +108,7 @@ class TableModel:
 
     family = "table"
     generates = False
+    generation: dict[str, Any] | None = None
     imputes = False
 
     def __init__(

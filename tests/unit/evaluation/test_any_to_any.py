@@ -118,7 +118,7 @@ def test_both_stand_ins_for_what_is_absent_are_compared(words: Readers) -> None:
     assert found.metrics["accuracy_without_image_learned"] == 0.5  # all zero: the first class
     assert found.metrics["accuracy_without_image"] == 0.5
     html = page(found, rows, split="test")
-    assert "Reconstructed" in html
+    assert "Without, reconstructed" in html
     assert "Without a modality" in html
     assert "Recall@10 from any to any" in html
 

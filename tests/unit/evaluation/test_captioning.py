@@ -10,6 +10,7 @@ import pytest
 
 from polyweft.data.reader import Reader
 from polyweft.data.shards import Sample
+from polyweft.errors import DataError
 from polyweft.evaluation.confidence import paired_difference
 from polyweft.evaluation.evaluator import evaluate_split
 from polyweft.evaluation.report import page
@@ -90,6 +91,13 @@ def test_an_interval_spans_images_that_are_described_well_and_badly(words: dict[
     found = evaluate_split(Writer(words, half), rows(), params(), seed=0).metrics
     for name in ("bleu_4", "rouge_l", "cider"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"], name
+
+
+def test_a_tokenizer_that_cannot_be_read_back_is_an_error_of_the_data(words: dict[str, Reader]) -> None:
+    writer = Writer(words, SENTENCES)
+    del words["text"].tokenizer.decode  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="bpe or clip"):
+        evaluate_split(writer, rows(), params(), seed=0)
 
 
 def test_the_page_shows_what_is_written_beside_what_was_given(words: dict[str, Reader]) -> None:
