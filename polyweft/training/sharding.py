@@ -48,6 +48,8 @@ def shard(
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
+    for parameter in module.parameters():  # FSDP2 takes no other memory order, such as channels_last
+        parameter.data = parameter.data.contiguous()
     whole = {parameter for parameter in module.parameters() if parameter.ndim == 0}
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)

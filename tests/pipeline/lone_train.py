@@ -23,7 +23,8 @@ def make(folder: Path, **train: Any) -> Path:
     """Prepare the data and write params.yaml; `train` changes keys of that section."""
     folder.mkdir()
     small.prepare(folder / "prepared", train=48)
-    settings = small.train_params(processes=2, epochs=30, batch_size=16, checkpoint_steps=3, **train)
+    common = {"processes": 2, "epochs": 30, "batch_size": 16, "checkpoint_steps": 3}
+    settings = small.train_params(**common, early_stopping_epochs=99, **train)
     sections = {
         "runtime": {"seed": 3, "threads": 2},
         "model": small.DUAL_TOWER,
