@@ -57,6 +57,7 @@ def test_a_store_listens_on_loopback_alone() -> None:
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_training_goes_on_when_either_agent_is_killed(victim: int, tmp_path: Path) -> None:
     spec = _spec(tmp_path, steps=40, pause=0.05)
@@ -87,11 +88,13 @@ def test_training_goes_on_when_either_agent_is_killed(victim: int, tmp_path: Pat
     assert time.monotonic() - seen[1] < 60
 
 
+@pytest.mark.slow
 def test_agents_begin_together(tmp_path: Path) -> None:
     assert launch(_spec(tmp_path), processes=2, agents=2, threads=1, worker=WORKER) == 0
     assert {line["size"] for line in _steps(tmp_path)} == {2}
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_ends_training_without_another_try(tmp_path: Path) -> None:
     assert launch(_spec(tmp_path, fail="ours"), processes=2, agents=2, threads=1, worker=WORKER) == 1
     assert _agents() == []
@@ -102,6 +105,7 @@ def test_workers_that_do_not_divide_among_agents_are_refused(tmp_path: Path) -> 
         launch(_spec(tmp_path), processes=3, agents=2, threads=1)
 
 
+@pytest.mark.slow
 def test_agents_and_workers_die_with_the_process_that_launched_them(tmp_path: Path) -> None:
     spec = _spec(tmp_path, steps=1000, pause=0.05)
     call = f"launch(Path({str(spec)!r}), processes=2, agents=1, threads=1, worker={WORKER!r})"
@@ -117,3 +121,24 @@ def test_agents_and_workers_die_with_the_process_that_launched_them(tmp_path: Pa
     process.kill()
     process.wait()
     assert psutil.wait_procs(tree, timeout=15)[1] == []
+
+
+@pytest.mark.slow
+def test_the_commands_for_several_machines_make_one_world(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "polyweft.training.launch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    store = subprocess.Popen(
+        [*command, "serve", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert store.stdout is not None
+    try:
+        address = store.stdout.readline().split(" on ")[1].split(";")[0]
+        options = ["--agents", "2", "--workers", "1", "--address", "127.0.0.1", "--worker", WORKER]
+        join = [*command, "join", address, str(_spec(tmp_path)), *options]
+        machines = [subprocess.Popen(join, env=environment) for _ in range(2)]
+        assert [machine.wait(timeout=120) for machine in machines] == [0, 0]
+    finally:
+        store.kill()
+        store.wait()
+        store.stdout.close()
+    assert {line["size"] for line in _steps(tmp_path)} == {2}
