@@ -52,6 +52,7 @@ class OnnxPredictor:
         self.sees: list[str] = spec["sees"]
         self.outputs: dict[str, list[int]] = spec["outputs"]
         self.embedding_size: int = spec["embedding_size"]
+        self.imputes = False
         self.generates: bool = spec["generates"]
         self.generation: dict[str, Any] | None = spec["generation"]
 
@@ -99,8 +100,10 @@ class OnnxPredictor:
         nothing = np.zeros((len(inputs), 0), np.float32)
         return found.get(f"{modality}_embedding", nothing), found[f"{modality}_features"]
 
-    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
-        """See `Predictor.answer`."""
+    def answer(
+        self, features: Mapping[str, FloatArray], present_BM: FloatArray, *, impute: bool | None = None
+    ) -> dict[str, FloatArray]:
+        """See `Predictor.answer`; an absent modality is stood in for as the graph does."""
         if not self.outputs:
             raise ExportError("this model has no head; train it on data with labels to ask for answers.")
         given = {f"{name}_features": features[name] for name in self.modalities}

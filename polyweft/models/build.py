@@ -74,6 +74,7 @@ class TorchPredictor:
         self.readers = context.readers
         self.classes, self.labels = context.classes, context.labels
         self.embedding_size = params.embedding_size
+        self.imputes = getattr(module.head, "imputer", None) is not None
         self.generates = module.decoder is not None
         self.generation: dict[str, Any] | None = params.model_dump().get("generation")
         self.sees: list[str] = [] if module.head is None else list(module.head.sees)  # type: ignore[arg-type]
@@ -85,11 +86,14 @@ class TorchPredictor:
             embedding, features = self.module.towers[modality](_tensor(inputs))
         return embedding.numpy(), features.numpy()
 
-    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
+    def answer(
+        self, features: Mapping[str, FloatArray], present_BM: FloatArray, *, impute: bool | None = None
+    ) -> dict[str, FloatArray]:
         """See `Predictor.answer`."""
         assert self.module.head is not None, "this model has no head"
         with torch.no_grad():
-            raw = self.module.head({m: _tensor(part) for m, part in features.items()}, _tensor(present_BM))
+            given = {m: _tensor(part) for m, part in features.items()}
+            raw = self.module.head(given, _tensor(present_BM), impute)
             answers = self.module.head.answers(raw)  # type: ignore[operator]
         return {name: tensor.numpy() for name, tensor in answers.items()}
 

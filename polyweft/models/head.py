@@ -9,7 +9,7 @@ C classes, K labels, O outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import Field, field_validator
@@ -60,7 +60,8 @@ class HeadParams(Section):
             raise ValueError("a task's weight is 0 or more")
         if "single_label" in tasks and "binary" in tasks:
             raise ValueError("single_label and binary both answer with the class; keep one of them")
-        return tasks
+        # In one order: the outputs are laid out by it, and a saved configuration has its keys sorted.
+        return {task: tasks[task] for task in get_args(Task) if task in tasks}
 
 
 class Head(nn.Module):

@@ -37,6 +37,8 @@ class Predictor(Protocol):
         `label_probabilities` [K] over `labels`, `value` [1].
     embedding_size
         D; 0 where there is no joint space.
+    imputes
+        Whether `answer` can reconstruct an absent modality's features, or leave that.
     generates
         Whether it writes captions: `decode` may be called.
     generation
@@ -51,14 +53,20 @@ class Predictor(Protocol):
     sees: list[str]
     outputs: dict[str, list[int]]
     embedding_size: int
+    imputes: bool
     generates: bool
     generation: dict[str, Any] | None
 
     def encode(self, modality: str, inputs: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         """A modality's input to unit-length embeddings (B, D) and features (B, F) or (B, L, F)."""
 
-    def answer(self, features: Mapping[str, FloatArray], present_BM: FloatArray) -> dict[str, FloatArray]:
-        """Features of every modality, and 1 in `present` where a row has it, to the head's outputs."""
+    def answer(
+        self, features: Mapping[str, FloatArray], present_BM: FloatArray, *, impute: bool | None = None
+    ) -> dict[str, FloatArray]:
+        """Features of every modality, and 1 in `present` where a row has it, to the head's outputs.
+
+        `impute` says how an absent modality is stood in for, where the model `imputes`; None: as served.
+        """
 
     def decode(self, input_ids_BT: IntArray, image_features_BLF: FloatArray) -> FloatArray:
         """Token ids so far and an image's features to the next tokens' logits (B, T, V)."""

@@ -93,7 +93,7 @@ def backward_cached(
     for number, rows in enumerate(_slices(len(work.present_BM), micro_batch)):
         with torch.no_grad():
             parts.append(_forward(step, work, rows, number, autocast, taught=True))
-    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    outputs = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
     for name, tensor in outputs.items():
         tensor.requires_grad_(tensor.is_floating_point() and not name.startswith("teacher."))
     torch.manual_seed(work.seed)

@@ -313,7 +313,8 @@ class Learner:
         tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors().items()}
-        self.progress.loss_scale = float(self.scaler.get_scale()) or self.progress.loss_scale
+        if self.scaler.is_enabled():
+            self.progress.loss_scale = float(self.scaler.get_scale())
         checkpoint.save(
             self.around.checkpoints,
             self.progress.step,

@@ -10,6 +10,8 @@ import grimp
 import pytest
 
 from polyweft.config import load_section, parse_section, read_yaml
+from polyweft.modalities import MODALITIES
+from polyweft.models.family import FAMILIES
 from stages.entry import Signature, signature
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,12 @@ PLUMBING = {
 
 # What a stage starts as a program of its own, which its imports do not tell.
 PROGRAMS = {"train": ["polyweft.training.worker"], "register": ["registry.pyfunc_model"]}
+
+# What a module imports by a name from a table.
+BY_NAME = {
+    "polyweft.data.reader": [modality.reader for modality in MODALITIES.values()],
+    "polyweft.models.family": [*FAMILIES.values(), *(modality.encoder for modality in MODALITIES.values())],
+}
 
 
 def _signature(stage: str) -> Signature:
@@ -112,6 +120,7 @@ def _reached(stage: str, imports: grimp.ImportGraph) -> set[str]:
         if module not in seen and module not in PLUMBING:
             seen.add(module)
             todo.extend(imports.find_modules_directly_imported_by(module))
+            todo.extend(BY_NAME.get(module, []))
     return seen
 
 
