@@ -15,7 +15,7 @@ UV_SETTINGS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$(call PIP_SET
 CODE := polyweft registry stages flows tests
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup run flow retrain serve-flows serve ui test lint format types lock clean
+.PHONY: help doctor setup run flow retrain sweep compare bench-training serve-flows serve ui test lint format types lock clean
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,16 @@ flow: setup      ## The same, as a Prefect flow
 
 retrain: setup   ## Run the graph if data or parameters changed, and report how the metrics moved
 	python -m flows.retrain --report reports/retrain.md
+
+sweep: setup     ## Search parameters with Optuna, as flows/sweep.yaml says
+	python -m flows.sweep
+
+FILES ?= params.yaml examples/fusion.yaml examples/trimodal.yaml
+compare: setup   ## Train the models of FILES on the same data, and set them side by side
+	python -m flows.compare $(FILES)
+
+bench-training: setup  ## Time a training step beside open_clip's
+	python -m bench.training
 
 serve-flows: setup  ## Serve the nightly schedule of prefect.yaml, until Ctrl-C
 	python -m flows.pipeline --serve
