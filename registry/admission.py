@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from polyweft.data.shards import Sample
-from polyweft.data.text import TextTokenizer
 from polyweft.errors import DataError, MediaError, PolyweftError, TrainingError
 from polyweft.evaluation.evaluator import EvaluateParams, evaluate_split
 from polyweft.export.onnx import OnnxPredictor
@@ -34,12 +33,11 @@ class HeldOut:
     threads: int
 
     def measure(self, export: Path) -> Measured:
-        """Measure an export with its own tokenizer and image form; raises as `evaluate_split` does."""
+        """Measure an export with its own readers; raises as `evaluate_split` does."""
         predictor = OnnxPredictor.load(export, threads=self.threads, check_hash=True)
-        tokenizer = TextTokenizer.load(export)
-        found = evaluate_split(predictor, tokenizer, self.samples, self.params, seed=self.seed)
+        found = evaluate_split(predictor, self.samples, self.params, seed=self.seed)
         metrics = {name: float(value) for name, value in found.metrics.items()}
-        return Measured(metrics, found.rows, tuple(predictor.classes))
+        return Measured(metrics, found.rows, (*predictor.classes, *predictor.labels))
 
 
 def measure_candidate(export: Path, rows: HeldOut) -> Measured:

@@ -1,9 +1,9 @@
-"""A small client of a served model over plain tritonclient: bytes and texts in, arrays and a version out."""
+"""A small client of a served model over plain tritonclient: raw bytes in, answers and a version out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyweft.errors import ServingError
-from registry.configs import ensemble_name, triton_name
+from registry.configs import ALL, ensemble_name, triton_name
 
 FloatArray = npt.NDArray[np.float32]
 Protocol = Literal["grpc", "http"]
@@ -25,14 +25,17 @@ class Answer:
     Attributes
     ----------
     arrays
-        `image_embedding` and `text_embedding` float32 [B, D], `probabilities` float32 [B, C]: those that
-        the asked ensemble gives. An absent modality's embedding is zeros.
+        `<modality>_embedding` float32 [B, D] and the head's outputs (`probabilities` float32 [B, C], ...):
+        those that the asked ensemble gives. An absent modality's embedding is zeros.
     model_version
         The export hash of the model that answered, the same for all rows.
+    captions
+        Of a model that writes them, one a row; empty for a row without an image.
     """
 
     arrays: dict[str, FloatArray]
     model_version: str
+    captions: list[str] = field(default_factory=list)
 
 
 class Client:
@@ -61,6 +64,7 @@ class Client:
     ) -> None:
         self.url, self.name, self.protocol = url.split("://")[-1].rstrip("/"), triton_name(name), protocol
         self._batch_size, self._timeout = batch_size, timeout_seconds
+        self._modalities: list[str] = []
         self._triton: Any = _module(protocol)
         if protocol == "http":
             self._client = self._triton.InferenceServerClient(
@@ -79,63 +83,93 @@ class Client:
         """Close the connection."""
         self._client.close()
 
+    def embed(self, modality: str, contents: Sequence[bytes]) -> tuple[FloatArray, str]:
+        """Raw bytes of one modality to unit-length embeddings [B, D], and the model's version."""
+        answer = self.ask_alone(modality, contents)
+        return _of(answer, f"{modality}_embedding", self.name), answer.model_version
+
     def embed_images(self, images: Sequence[bytes]) -> tuple[FloatArray, str]:
         """Encoded images (JPEG, PNG, ...) to unit-length embeddings [B, D], and the model's version."""
-        answer = self._ask("image", {"image": images})
-        return answer.arrays["image_embedding"], answer.model_version
+        return self.embed("image", images)
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[FloatArray, str]:
         """Captions to unit-length embeddings [B, D], and the model's version."""
-        answer = self._ask("text", {"text": [text.encode("utf-8") for text in texts]})
-        return answer.arrays["text_embedding"], answer.model_version
+        return self.embed("text", [text.encode("utf-8") for text in texts])
 
     def classify(self, images: Sequence[bytes], texts: Sequence[str]) -> tuple[FloatArray, str]:
         """Class probabilities [B, C] and the model's version; an empty image or text is an absent one."""
-        answer = self.ask(images, [text.encode("utf-8") for text in texts])
-        if "probabilities" not in answer.arrays:
-            raise ServingError(f"{self.name} has no class head, so it cannot classify. Train with classes.")
-        return answer.arrays["probabilities"], answer.model_version
+        answer = self.ask({"image": images, "text": [text.encode("utf-8") for text in texts]})
+        return _of(answer, "probabilities", self.name), answer.model_version
 
-    def ask(self, images: Sequence[bytes], texts: Sequence[bytes]) -> Answer:
-        """Everything the model says of B pairs of raw bytes; an empty string is an absent modality."""
-        return self._ask("both", {"image": images, "text": texts})
+    def describe(self, images: Sequence[bytes]) -> tuple[list[str], str]:
+        """A caption of each image, and the model's version."""
+        answer = self.ask_alone("image", images)
+        if not answer.captions:
+            raise ServingError(f"{self.name} writes no captions. Train the family `captioner`.")
+        return answer.captions, answer.model_version
+
+    def ask(self, contents: Mapping[str, Sequence[bytes]]) -> Answer:
+        """Everything the model says of B rows of raw bytes by modality.
+
+        An empty string is an absent modality; so are modalities that the model takes and `contents` lacks.
+        """
+        known = self._modalities
+        try:
+            return self._ask_all(contents)
+        except ServingError:
+            if not known or (self._look(ALL) and self._modalities == known):
+                raise
+            # A rollout brought a model that takes other modalities.
+            return self._ask_all(contents)
+
+    def _ask_all(self, contents: Mapping[str, Sequence[bytes]]) -> Answer:
+        nothing = [b""] * _rows(contents)
+        if not self._modalities:
+            self._look(ALL)
+        unknown = sorted(set(contents) - set(self._modalities))
+        if unknown:
+            raise ServingError(f"{self.name} takes {', '.join(self._modalities)}, not {unknown[0]!r}.")
+        return self._ask(ALL, {name: contents.get(name, nothing) for name in self._modalities})
+
+    def ask_alone(self, modality: str, contents: Sequence[bytes]) -> Answer:
+        """Everything the model says of B rows of one modality."""
+        return self._ask(modality, {modality: contents})
 
     def _ask(self, kind: str, inputs: dict[str, Sequence[bytes]]) -> Answer:
         """Ask in batches; if a rollout came between two, ask all again, so that versions never mix."""
-        rows = {len(values) for values in inputs.values()}
-        if len(rows) != 1 or not (count := rows.pop()):
-            raise ServingError(
-                f"inputs hold {[len(v) for v in inputs.values()]} rows; expected as many of each, and some"
-            )
-        if self._batch_size is None:
-            self._batch_size = min(BATCH_SIZE, self._served_batch_size(ensemble_name(self.name, kind)))
+        count = _rows(inputs)
+        size = self._batch_size or min(BATCH_SIZE, self._look(kind))
+        self._batch_size = size
         for _ in range(3):
             parts = [
-                self._infer(
-                    kind, {name: values[begin : begin + self._batch_size] for name, values in inputs.items()}
-                )
-                for begin in range(0, count, self._batch_size)
+                self._infer(kind, {name: values[begin : begin + size] for name, values in inputs.items()})
+                for begin in range(0, count, size)
             ]
             versions = {version for _, part_versions in parts for version in part_versions}
             if len(versions) == 1:
-                names = parts[0][0]
-                return Answer(
-                    {n: np.concatenate([part[n] for part, _ in parts]) for n in names}, versions.pop()
-                )
+                arrays = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+                captions = arrays.pop("caption", np.zeros((0, 1), object)).reshape(-1)
+                return Answer(arrays, versions.pop(), [caption.decode("utf-8") for caption in captions])
         raise ServingError(
             f"{self.name} at {self.url} changed its version three times while it was asked. Ask again."
         )
 
-    def _served_batch_size(self, model: str) -> int:
+    def _look(self, kind: str) -> int:
+        """Read the served configuration: the modalities of `ALL`, and the most rows of a request."""
         from tritonclient.utils import InferenceServerException
 
+        model = ensemble_name(self.name, kind)
         try:
             if self.protocol == "http":
-                return int(self._client.get_model_config(model)["max_batch_size"])
-            answer = self._client.get_model_config(model, client_timeout=self._timeout)
-            return int(answer.config.max_batch_size)
+                config = self._client.get_model_config(model)
+            else:
+                answer = self._client.get_model_config(model, as_json=True, client_timeout=self._timeout)
+                config = answer["config"]
         except (InferenceServerException, OSError) as error:
             raise ServingError(f"{model} at {self.url} did not answer: {error}") from error
+        if kind == ALL:
+            self._modalities = [given["name"] for given in config["input"]]
+        return int(config["max_batch_size"])
 
     def _infer(self, kind: str, inputs: dict[str, Sequence[bytes]]) -> tuple[dict[str, FloatArray], set[str]]:
         from tritonclient.utils import InferenceServerException
@@ -155,6 +189,19 @@ class Client:
         names = [output["name"] if self.protocol == "http" else output.name for output in outputs]
         versions = {value.decode() for value in result.as_numpy("model_version").reshape(-1)}
         return {name: result.as_numpy(name) for name in names if name != "model_version"}, versions
+
+
+def _rows(contents: Mapping[str, Sequence[bytes]]) -> int:
+    counts = [len(values) for values in contents.values()]
+    if len(set(counts)) != 1 or not counts[0]:
+        raise ServingError(f"inputs hold {counts} rows; expected as many of each, and some")
+    return counts[0]
+
+
+def _of(answer: Answer, name: str, model: str) -> FloatArray:
+    if name not in answer.arrays:
+        raise ServingError(f"{model} does not answer with {name}, only with {sorted(answer.arrays)}.")
+    return answer.arrays[name]
 
 
 def _module(protocol: Protocol) -> Any:

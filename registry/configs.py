@@ -2,10 +2,11 @@
 
 For a registered model, N being its name with `-` written `_`:
 
-- components, one numbered folder a version: `N_image_preprocess` and `N_text_preprocess` (raw bytes to
-  tensors), `N_image_encoder`, `N_text_encoder` and `N_classifier` (ONNX), `N_join` (zeros for what
-  is absent);
-- ensembles, which clients call: `N`, `N_image`, `N_text`; each step pins an exact component version.
+- components, one numbered folder a version: for each modality `N_<m>_preprocess` (raw bytes to tensors) and
+  `N_<m>_encoder` (ONNX); `N_join` (zeros for what is absent); `N_head` (ONNX) where the model has a head;
+  `N_generate` where it writes captions;
+- ensembles, which clients call: `N` takes every modality, `N_<m>` one alone; each step pins an exact
+  component version.
 
 Sizes stand in a component's one configuration, which all its versions share, and the official container
 holds them against the ONNX. So versions of another geometry live in components of another generation
@@ -20,47 +21,81 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyweft.errors import ServingError
+from polyweft.export import signature
+from polyweft.export.signature import DESCRIBED, HEAD, Graph
 
-ENSEMBLES = ("both", "image", "text")
+ALL = "all"
 CANDIDATE = "candidate"
-OPTIONAL = {
-    "text_preprocess": ("image_present",),
-    "join": tuple(
-        f"{side}_{what}" for side in ("image", "text") for what in ("embedding", "features", "present")
-    ),
-}
-"""Inputs that an ensemble of one side does not pass."""
+JOIN, GENERATE = "join", "generate"
+AFTER = "after"
+"""The input of a preprocessing step that another one's end is passed to."""
+
+Tensor = tuple[str, str, list[int]]
+_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes that configurations state: pixels a side, D, F, number of classes, and what the head sees."""
+    """What configurations state of a model: its modalities and every size; the keys are `model.json`'s."""
 
-    image_size: int
+    modalities: list[str]
+    inputs: dict[str, dict[str, Any]]
+    features: dict[str, list[int]]
     embedding_size: int
-    feature_size: int
-    classes: int
-    sees: str
+    sees: list[str]
+    outputs: dict[str, list[int]]
+    generates: bool
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> Geometry:
         """From an export's `model.json`."""
+        kept = ("tensor", "dtype", "shape", "largest")
         return cls(
-            image_size=int(model["image"]["size"]),
+            modalities=list(model["modalities"]),
+            inputs={name: {key: given[key] for key in kept} for name, given in model["inputs"].items()},
+            features=dict(model["features"]),
             embedding_size=int(model["embedding_size"]),
-            feature_size=int(model["feature_size"]),
-            classes=len(model["classes"]),
-            sees=str(model["sees"]),
+            sees=list(model["sees"]),
+            outputs=dict(model["outputs"]),
+            generates=bool(model["generates"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
 
+    def graphs(self) -> dict[str, Graph]:
+        """The export's graphs by name."""
+        return signature.graphs(asdict(self))
+
     def components(self) -> tuple[str, ...]:
         """The kinds of components of this geometry, in the order in which they are loaded."""
-        head = ("classifier",) if self.classes else ()
-        return ("image_preprocess", "text_preprocess", "image_encoder", "text_encoder", "join", *head)
+        sides = [f"{name}_{what}" for what in ("preprocess", "encoder") for name in self.modalities]
+        head = [HEAD] if self.outputs else []
+        return (*sides, JOIN, *head, *([GENERATE] if self.generates else []))
+
+    def ensembles(self) -> tuple[str, ...]:
+        """What clients call: `ALL`, and each modality that is answered with something by itself."""
+        return (ALL, *(name for name in self.modalities if self.answers(name)))
+
+    def answers(self, kind: str) -> list[Tensor]:
+        """The outputs of an ensemble, but for `model_version`.
+
+        A modality alone has its embedding, the head's answers where the head looks at it, and a caption.
+        """
+        taken = self.taken(kind)
+        found: list[Tensor] = []
+        if self.embedding_size:
+            found += [(f"{name}_embedding", "TYPE_FP32", [self.embedding_size]) for name in taken]
+        if set(taken) & set(self.sees):
+            found += [(name, "TYPE_FP32", shape) for name, shape in self.outputs.items()]
+        if self.generates and DESCRIBED in taken:
+            found.append(("caption", "TYPE_STRING", [1]))
+        return found
+
+    def taken(self, kind: str) -> list[str]:
+        """The modalities that an ensemble takes."""
+        return self.modalities if kind in (ALL, CANDIDATE) else [kind]
 
 
 @dataclass(frozen=True)
@@ -95,8 +130,8 @@ def component_name(name: str, kind: str, generation: int) -> str:
 
 
 def ensemble_name(name: str, kind: str) -> str:
-    """`N` for both, `N_image`, `N_text`, and `N_candidate` for the one that only a rollout asks."""
-    return name if kind == "both" else f"{name}_{kind}"
+    """E.g. `scenes` for `ALL`, `scenes_image` for `image`."""
+    return name if kind == ALL else f"{name}_{kind}"
 
 
 def component_config(
@@ -104,109 +139,116 @@ def component_config(
 ) -> str:
     """The `config.pbtxt` of a component that keeps exactly `versions` loaded."""
     inputs, outputs = _tensors(kind, geometry)
-    onnx = kind in ("image_encoder", "text_encoder", "classifier")
+    onnx = kind == HEAD or kind.endswith("_encoder")
     lines = [
         f'name: "{model_name}"',
         f'backend: "{"onnxruntime" if onnx else "python"}"',
         f"max_batch_size: {settings.max_batch_size}",
-        *(_tensor("input", *tensor, optional=tensor[0] in OPTIONAL.get(kind, ())) for tensor in inputs),
+        # An ensemble of one modality passes that one's alone.
+        *(_tensor("input", *tensor, optional=kind == JOIN or tensor[0] == AFTER) for tensor in inputs),
         *(_tensor("output", *tensor) for tensor in outputs),
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
         "instance_group [ { count: 1 kind: KIND_CPU } ]",
         # What takes rows one by one anyway gains nothing by waiting for others.
         f"dynamic_batching {{ max_queue_delay_microseconds: {settings.queue_delay_microseconds * onnx} }}",
     ]
-    if onnx:
+    if onnx or kind == GENERATE:
         lines.append(_parameter("intra_op_thread_count", str(settings.threads)))
+    if kind.endswith("_preprocess"):
+        lines.append(_parameter("modality", kind.removesuffix("_preprocess")))
     return "\n".join(lines) + "\n"
 
 
 def ensemble_config(
     kind: str, name: str, geometry: Geometry, version: int, generation: int, settings: ServingSettings
 ) -> str:
-    """The `config.pbtxt` of an ensemble (`ENSEMBLES`, `CANDIDATE`), each step pinned to `version`."""
-    sides = (kind,) if kind in ("image", "text") else ("image", "text")
-    classified = _classified(kind, geometry)
-    outputs = [(f"{side}_embedding", "TYPE_FP32", [geometry.embedding_size]) for side in sides]
-    if classified:
-        outputs.append(("probabilities", "TYPE_FP32", [geometry.classes]))
-    outputs.append(("model_version", "TYPE_STRING", [1]))
-    steps: list[str] = []
-    joined: dict[str, str] = {}
-
-    def step(component: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
-        steps.append(_step(component_name(name, component, generation), version, inputs, outputs))
-
-    for side, tensor in zip(
-        sides, ["pixel_values" if s == "image" else "input_ids" for s in sides], strict=True
-    ):
-        answers = {tensor: tensor, "present": f"{side}_present"}
-        if side == sides[0]:
-            answers["model_version"] = "model_version"
-        # One step at a time reads the client's bytes: when a step fails, the server frees them, and another
-        # step that still read them has crashed it (signal 11, tritonserver 2.51, HTTP).
-        after = {"image_present": "image_present"} if sides == ("image", "text") and side == "text" else {}
-        step(f"{side}_preprocess", {side: side, **after}, answers)
-        raw = {f"{side}_{what}": f"raw_{side}_{what}" for what in ("embedding", "features")}
-        step(f"{side}_encoder", {tensor: tensor}, raw)
-        joined |= raw | {f"{side}_present": f"{side}_present"}
-    answers = {f"{side}_embedding": f"{side}_embedding" for side in sides}
-    features = {what: what for what in ("image_features", "text_features", "present")}
-    step("join", joined, answers | (features if classified else {}))
-    if classified:
-        step("classifier", features, {"probabilities": "probabilities"})
+    """The `config.pbtxt` of an ensemble (`Geometry.ensembles`, `CANDIDATE`), pinned to `version`."""
+    answers = geometry.answers(kind)
     lines = [
         f'name: "{ensemble_name(name, kind)}"',
         'platform: "ensemble"',
         f"max_batch_size: {settings.max_batch_size}",
-        *(_tensor("input", side, "TYPE_STRING", [1]) for side in sides),
-        *(_tensor("output", *tensor) for tensor in outputs),
+        *(_tensor("input", modality, "TYPE_STRING", [1]) for modality in geometry.taken(kind)),
+        *(_tensor("output", *tensor) for tensor in (*answers, ("model_version", "TYPE_STRING", [1]))),
         f"version_policy {{ specific {{ versions: [ {version} ] }} }}",
-        "ensemble_scheduling { step [\n" + ",\n".join(steps) + "\n] }",
+        "ensemble_scheduling { step ["
+        + ",".join(
+            _step(component_name(name, component, generation), version, inputs, outputs)
+            for component, inputs, outputs in _steps(kind, geometry, {output for output, _, _ in answers})
+        )
+        + "\n] }",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _classified(kind: str, geometry: Geometry) -> bool:
-    if not geometry.classes:
-        return False
-    return kind in ("both", CANDIDATE) or kind == geometry.sees
+Step = tuple[str, dict[str, str], dict[str, str]]
 
 
-Tensor = tuple[str, str, list[int]]
+def _steps(kind: str, geometry: Geometry, wanted: set[str]) -> list[Step]:
+    """Component, what its inputs are taken from, and what its outputs are called within the ensemble."""
+    steps: list[Step] = []
+    joined: dict[str, str] = {}
+    taken = geometry.taken(kind)
+    for place, modality in enumerate(taken):
+        tensor = geometry.inputs[modality]["tensor"]
+        made = {tensor: f"{modality}_inputs", "present": f"{modality}_present"}
+        if place == 0:
+            made["model_version"] = "model_version"
+        # One step at a time reads the client's bytes: when a step fails, the server frees them, and another
+        # step that still read them has crashed it (signal 11, tritonserver 2.51, HTTP).
+        after = {AFTER: f"{taken[place - 1]}_present"} if place else {}
+        steps.append((f"{modality}_preprocess", {modality: modality, **after}, made))
+        raw = {output: f"raw_{output}" for output in geometry.graphs()[modality].outputs}
+        steps.append((f"{modality}_encoder", {tensor: f"{modality}_inputs"}, raw))
+        joined |= raw | {f"{modality}_present": f"{modality}_present"}
+    classified = wanted & set(geometry.outputs)
+    needed = list(geometry.graphs()[HEAD].inputs) if classified else []
+    passed = {output: output for output in [*sorted(wanted), *needed] if output in _joined(geometry)}
+    if passed:
+        steps.append((JOIN, joined, passed))
+    if classified:
+        steps.append((HEAD, {name: name for name in needed}, {name: name for name in sorted(classified)}))
+    if "caption" in wanted:
+        features, present = f"{DESCRIBED}_features", f"{DESCRIBED}_present"
+        steps.append((GENERATE, {features: f"raw_{features}", present: present}, {"caption": "caption"}))
+    return steps
+
+
+def _joined(geometry: Geometry) -> dict[str, list[int]]:
+    """What `join` answers: every modality's embedding and features, and `present`."""
+    outputs = {
+        name: tensor.shape
+        for modality in geometry.modalities
+        for name, tensor in geometry.graphs()[modality].outputs.items()
+    }
+    return {**outputs, "present": [len(geometry.modalities)]}
 
 
 def _tensors(kind: str, geometry: Geometry) -> tuple[list[Tensor], list[Tensor]]:
-    size = geometry.image_size
-    pixels: Tensor = ("pixel_values", "TYPE_FP32", [3, size, size])
-    ids: Tensor = ("input_ids", "TYPE_INT64", [-1])
     version: Tensor = ("model_version", "TYPE_STRING", [1])
     present: Tensor = ("present", "TYPE_FP32", [1])
-    both: Tensor = ("present", "TYPE_FP32", [2])
-    side = kind.split("_")[0]
-
-    def embedding(side: str) -> Tensor:
-        return (f"{side}_embedding", "TYPE_FP32", [geometry.embedding_size])
-
-    def features(side: str) -> Tensor:
-        return (f"{side}_features", "TYPE_FP32", [geometry.feature_size])
-
-    if kind == "image_preprocess":
-        return [("image", "TYPE_STRING", [1])], [pixels, present, version]
-    if kind == "text_preprocess":
-        after: Tensor = ("image_present", "TYPE_FP32", [1])
-        return [("text", "TYPE_STRING", [1]), after], [ids, present, version]
-    if kind.endswith("_encoder"):
-        return [pixels if side == "image" else ids], [embedding(side), features(side)]
-    ends = [embedding("image"), features("image"), embedding("text"), features("text")]
-    if kind == "join":
-        there: list[Tensor] = [(f"{s}_present", "TYPE_FP32", [1]) for s in ("image", "text")]
-        return [*ends, *there], [*ends, both]
-    if kind == "classifier":
-        return [features("image"), features("text"), both], [
-            ("probabilities", "TYPE_FP32", [geometry.classes])
-        ]
-    raise ValueError(f"no component is called {kind!r}")
+    if kind.endswith("_preprocess"):
+        modality = kind.removesuffix("_preprocess")
+        given = geometry.inputs[modality]
+        made: Tensor = (given["tensor"], _TYPES[given["dtype"]], given["shape"])
+        return [(modality, "TYPE_STRING", [1]), (AFTER, "TYPE_FP32", [1])], [made, present, version]
+    if kind == JOIN:
+        outputs: list[Tensor] = [(name, "TYPE_FP32", shape) for name, shape in _joined(geometry).items()]
+        there: list[Tensor] = [(f"{name}_present", "TYPE_FP32", [1]) for name in geometry.modalities]
+        return [*outputs[:-1], *there], outputs
+    if kind == GENERATE:
+        features = geometry.features[DESCRIBED]
+        return [
+            (f"{DESCRIBED}_features", "TYPE_FP32", features),
+            (f"{DESCRIBED}_present", "TYPE_FP32", [1]),
+        ], [("caption", "TYPE_STRING", [1])]
+    graph = geometry.graphs()[kind.removesuffix("_encoder")]
+    given_and_made = (
+        [(name, _TYPES[tensor.dtype], tensor.shape) for name, tensor in part.items()]
+        for part in (graph.inputs, graph.outputs)
+    )
+    takes, gives = given_and_made
+    return takes, gives
 
 
 def _tensor(way: str, name: str, kind: str, dims: Sequence[int], *, optional: bool = False) -> str:
@@ -219,7 +261,7 @@ def _parameter(key: str, value: str) -> str:
 
 
 def _step(model: str, version: int, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
-    lines = [f'  {{ model_name: "{model}" model_version: {version}']
+    lines = [f'\n  {{ model_name: "{model}" model_version: {version}']
     lines += [f'    input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
     lines += [f'    output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
     return "\n".join(lines) + " }"

@@ -59,7 +59,7 @@ class Measured:
     rows
         The per-row material of the paired bootstrap; see `polyweft.evaluation.confidence`.
     classes
-        The model's class names, in order.
+        The names of the model's classes and then of its labels, in order.
     """
 
     metrics: Mapping[str, float]

@@ -69,24 +69,28 @@ def write_card(
 
 
 def _model(spec: Mapping[str, Any]) -> str:
-    image, text = spec["image"], spec["text"]
-    rows = [
-        (
-            "kind",
-            "image and text encoders into one space" + (", and a class head" if spec["classes"] else ""),
-        ),
-        ("embedding", f"{spec['embedding_size']} numbers of unit length"),
-        ("image", f"{image['size']} x {image['size']}, {image['resize']}"),
-        ("text", f"{text['kind']} tokens, {text['max_tokens']} at most, {text['vocabulary_size']} ids"),
-    ]
-    if spec["classes"]:
-        shown = ", ".join(spec["classes"][:_SHOWN_CLASSES])
-        more = (
-            f" and {len(spec['classes']) - _SHOWN_CLASSES} more"
-            if len(spec["classes"]) > _SHOWN_CLASSES
-            else ""
+    rows = [("family", str(spec["family"])), ("modalities", ", ".join(spec["modalities"]))]
+    for name in spec["modalities"]:
+        given = spec["inputs"][name]
+        settings = ", ".join(f"{key} {value}" for key, value in sorted(given["spec"].items()))
+        shape = " x ".join(str(size) for size in given["largest"])
+        rows.append(
+            (
+                f"{name} as",
+                f"{given['tensor']}, {given['dtype']}, {shape}" + (f"; {settings}" if settings else ""),
+            )
         )
-        rows += [("class head sees", spec["sees"]), (f"{len(spec['classes'])} classes", shown + more)]
+    if spec["embedding_size"]:
+        rows.append(("embedding", f"{spec['embedding_size']} numbers of unit length"))
+    if spec["sees"]:
+        rows += [("head sees", ", ".join(spec["sees"])), ("head answers with", ", ".join(spec["outputs"]))]
+    if spec["generates"]:
+        rows.append(("writes captions", _code(spec["generation"])))
+    for kind in ("classes", "labels"):
+        if spec[kind]:
+            shown = ", ".join(spec[kind][:_SHOWN_CLASSES])
+            left = len(spec[kind]) - _SHOWN_CLASSES
+            rows.append((f"{len(spec[kind])} {kind}", shown + (f" and {left} more" if left > 0 else "")))
     return "## Model\n\n" + _table(("", ""), rows)
 
 
@@ -103,17 +107,29 @@ def _metrics(metrics: Mapping[str, float], bars: Mapping[str, Mapping[str, Any]]
 
 
 def _use(spec: Mapping[str, Any], dataset: Dataset) -> str:
-    languages = ", ".join(dataset.languages) or "the training captions' languages"
-    limits = [
-        f"Use: finding images by text and text by images in {languages}"
-        + (f", and telling {len(spec['classes'])} classes apart." if spec["classes"] else "."),
-        "Limits: the figures hold for data like the test split; other cameras, styles, languages or classes "
+    modalities = spec["modalities"]
+    uses = []
+    if spec["embedding_size"] and len(modalities) > 1:
+        uses.append(f"finding any of {', '.join(modalities)} by any other")
+    if spec["classes"] and spec["sees"]:
+        uses.append(f"telling {len(spec['classes'])} classes apart")
+    if spec["labels"] and spec["sees"]:
+        uses.append(f"naming which of {len(spec['labels'])} labels apply")
+    if "value" in spec["outputs"]:
+        uses.append("estimating a number")
+    if spec["generates"]:
+        uses.append("describing images")
+    limits = [f"Use: {', '.join(uses)}."]
+    if "text" in modalities:
+        limits.append(f"Languages: {', '.join(dataset.languages) or 'those of the training captions'}.")
+    limits += [
+        "Limits: the figures hold for data like the test split; other devices, styles, languages or classes "
         "were not measured.",
-        "An image or text unlike all of these still gets an embedding and, where there is a head, a class.",
+        "An input unlike all of these still gets an embedding and, where there is a head, an answer.",
         "Not meant for decisions about people.",
     ]
-    if spec["sees"] != "image" and spec["classes"]:
-        limits.append("The class head reads the caption: where text gives the label away, it need not look.")
+    if "text" in spec["sees"]:
+        limits.append("The head reads the caption: where text gives the answer away, it need not look.")
     return "## Use and limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 

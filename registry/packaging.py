@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from polyweft.errors import ExportError, RegistryError
 from polyweft.export.bundle import read_spec, verify
 from polyweft.io import inside, read_json
+from polyweft.modalities import MEDIA
+from registry.contents import GENERATION, reader_file, source_file
 from registry.versions import (
     EXPORT_HASH,
     Version,
@@ -27,10 +29,9 @@ from registry.versions import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_SOURCES = Path(__file__).parent.parent / "polyweft" / "data"
 _MODEL_CODE = Path(__file__).parent / "pyfunc_model.py"
 # What the registered model needs where it is loaded; MLflow would import everything to find out.
-_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime-gpu", "pandas", "pillow", "soundfile", "tokenizers")
+_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime-gpu", "pandas", "pillow", "soundfile", "tokenizers", "av")
 # The column `description` of MLflow's table of versions holds 5,000 characters.
 _DESCRIPTION_CHARACTERS = 4900
 
@@ -161,47 +162,52 @@ def _log_model(export: Path, spec: Mapping[str, Any], run_id: str, registration:
             return mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_MODEL_CODE),
-                artifacts={
-                    "export": str(export.absolute()),
-                    "decode": str(_SOURCES / "decode.py"),
-                    "text": str(_SOURCES / "text.py"),
-                    "model_card": str(card),
-                },
-                signature=model_signature(bool(spec["classes"])),
+                artifacts={"export": str(export.absolute()), "model_card": str(card), **_sources(spec)},
+                signature=model_signature(spec),
                 input_example=input_example(export),
                 pip_requirements=[f"{package}=={installed_version(package)}" for package in _REQUIREMENTS],
                 metadata={EXPORT_HASH: spec["export_hash"], "classes": len(spec["classes"])},
             )
 
 
-def model_signature(has_classes: bool) -> Any:
-    """Give the MLflow signature: optional `image` (bytes) and `text` in, lists of floats out."""
+def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The code that the registered model brings along: its readers, and what decodes captions."""
+    found = {f"reader_{name}": str(reader_file(name)) for name in spec["modalities"]}
+    return found | ({"generation": str(source_file(GENERATION))} if spec["generates"] else {})
+
+
+def model_signature(spec: Mapping[str, Any]) -> Any:
+    """Give the MLflow signature: an optional column a modality in (bytes; text as string), lists out."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    outputs = ["image_embedding", "text_embedding", *(["probabilities"] if has_classes else [])]
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.binary, "image", required=False),
-                ColSpec(DataType.string, "text", required=False),
-            ]
-        ),
-        outputs=Schema([ColSpec(Array(DataType.float), column, required=False) for column in outputs]),
-    )
+    given: list[Any] = [
+        ColSpec(DataType.binary if name in MEDIA else DataType.string, name, required=False)
+        for name in spec["modalities"]
+    ]
+    embeddings = [f"{name}_embedding" for name in spec["modalities"] if spec["embedding_size"]]
+    columns = [*embeddings, *spec["outputs"]]
+    answers: list[Any] = [ColSpec(Array(DataType.float), column, required=False) for column in columns]
+    if spec["generates"]:
+        answers.append(ColSpec(DataType.string, "caption", required=False))
+    return ModelSignature(inputs=Schema(given), outputs=Schema(answers))
 
 
 def input_example(export: Path) -> Any:
-    """Give one row as an example: the first golden query that has image and text, else text alone."""
+    """Give one row as an example: the golden query that has most modalities."""
     import pandas as pd
 
     golden = export / "golden" / "golden.json"
-    for query in read_json(golden) if golden.is_file() else []:
-        if query.get("image") and query.get("text"):
-            image = inside(golden.parent, query["image"]).read_bytes()
-            return pd.DataFrame({"image": [image], "text": [query["text"]]})
-    return pd.DataFrame({"text": ["a red circle"]})
+    rows = [row["contents"] for row in read_json(golden)]
+    fullest = max(rows, key=lambda row: sum(said is not None for said in row.values()))
+    return pd.DataFrame(
+        {
+            name: [inside(golden.parent, said).read_bytes() if name in MEDIA else said]
+            for name, said in fullest.items()
+            if said is not None
+        }
+    )
 
 
 def _short(card: str) -> str:

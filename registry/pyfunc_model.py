@@ -1,11 +1,12 @@
 """The exported model as an MLflow pyfunc, by code: MLflow copies this file beside the ONNX export.
 
-Nothing is pickled, and nothing of Polyweft need be installed where the model is loaded: decoding and
-tokenizing come from the two files that were registered with it, the same that training and Triton run.
+Nothing is pickled, and nothing of Polyweft need be installed where the model is loaded: the readers come from
+the files that were registered with it, the same that training and Triton run.
 
-Input: a table with the columns `image` (encoded bytes or null) and `text` (string or null).
-Output: a table with `image_embedding`, `text_embedding` (D floats of unit length) and `probabilities`
-(C floats); null where the row lacks the modality, or the model a class head.
+Input: a table with a column a modality: `text` (string or null), any other (encoded bytes or null).
+Output: a table with `<modality>_embedding` (D floats of unit length; null where the row lacks the modality),
+the head's outputs (floats; null where the row has nothing that the head looks at) and `caption` (null without
+an image), each where the model has it.
 """
 
 from __future__ import annotations
@@ -23,68 +24,86 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 
 class ExportedModel(PythonModel):
-    """The dual tower and its class head, by ONNX Runtime on the CPU."""
+    """Encoders, head and decoder of an export, by ONNX Runtime on the CPU."""
 
     def load_context(self, context: Any) -> None:
-        """Open the export's graphs and the two source files that came with it."""
+        """Open the export's graphs and the source files that came with it."""
         import onnxruntime
 
         folder = Path(context.artifacts["export"])
-        decode = _module("polyweft_registered_decode", Path(context.artifacts["decode"]))
-        text = _module("polyweft_registered_text", Path(context.artifacts["text"]))
-        spec = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        self.decode_image = decode.decode_image
-        self.image_spec = decode.ImageSpec.from_dict(spec["image"])
-        self.tokenizer = text.TextTokenizer.load(folder)
-        self.embedding_size, self.feature_size = spec["embedding_size"], spec["feature_size"]
-        self.sees = spec["sees"]
+        self.model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        self.readers = {
+            name: _module(f"reader_{name}", context).Reader(self.model["inputs"][name]["spec"], folder)
+            for name in self.model["modalities"]
+        }
         self.sessions = {
             name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-            for name in ("image", "text", "classifier")
+            for name in (*self.model["modalities"], "head", "decoder")
             if (folder / f"{name}.onnx").is_file()
         }
+        self.generation = _module("generation", context) if self.model["generates"] else None
 
     # MLflow reads type hints here as a schema; this one it passes over, for the signature is registered.
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """Embed and classify the rows of `model_input`; see the module for the columns."""
-        rows = len(model_input)
-        images = _column(model_input, "image")
-        texts = _column(model_input, "text")
-        present = np.array([[i is not None, t is not None] for i, t in zip(images, texts, strict=True)])
-        present = present.reshape(rows, 2)
-        pixels = [self.decode_image(data, self.image_spec) for data in images if data is not None]
-        image = self._tower("image", "pixel_values", np.stack(pixels) if pixels else None, present[:, 0])
-        said = [text for text in texts if text is not None]
-        ids = self.tokenizer.encode(said) if said else None
-        text = self._tower("text", "input_ids", ids, present[:, 1])
-        answer = {
-            "image_embedding": _lists(image[0], present[:, 0]),
-            "text_embedding": _lists(text[0], present[:, 1]),
-            "probabilities": [None] * rows,
-        }
-        if "classifier" in self.sessions and rows:
-            inputs = {"image_features": image[1], "text_features": text[1]}
-            inputs["present"] = present.astype(np.float32)
-            given = {node.name for node in self.sessions["classifier"].get_inputs()}
-            inputs = {name: value for name, value in inputs.items() if name in given}
-            probabilities = self.sessions["classifier"].run(["probabilities"], inputs)[0]
-            answer["probabilities"] = _lists(probabilities, self._seen(present))
-        return pd.DataFrame(answer)
+        """Answer the rows of `model_input`; see the module for the columns."""
+        rows, model = len(model_input), self.model
+        answer: dict[str, list[Any]] = {}
+        features: dict[str, Any] = {}
+        present = np.zeros((rows, len(model["modalities"])), bool)
+        for column, name in enumerate(model["modalities"]):
+            contents = _column(model_input, name)
+            present[:, column] = [content is not None for content in contents]
+            found = self._encode(name, [content for content in contents if content is not None])
+            spread = {key: _spread(array, present[:, column]) for key, array in found.items()}
+            features[f"{name}_features"] = spread[f"{name}_features"]
+            if model["embedding_size"]:
+                key = f"{name}_embedding"
+                answer[key] = _lists(spread[key], present[:, column])
+        if "head" in self.sessions:
+            given = {**features, "present": present.astype(np.float32)}
+            seen = present[:, [model["modalities"].index(name) for name in model["sees"]]].any(axis=1)
+            found = dict.fromkeys(model["outputs"], np.zeros((0, 1), np.float32))
+            if rows:
+                outputs = self.sessions["head"].run(list(found), given)
+                found = dict(zip(found, outputs, strict=True))
+            answer |= {name: _lists(array, seen) for name, array in found.items()}
+        if self.generation is not None:
+            there = present[:, model["modalities"].index("image")]
+            said = iter(self._captions(features["image_features"][there]))
+            answer["caption"] = [next(said) if is_there else None for is_there in there]
+        return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in answer.items()})
 
-    def _tower(self, name: str, argument: str, given: Any, present: Any) -> tuple[Any, Any]:
-        embedding = np.zeros((len(present), self.embedding_size), np.float32)
-        features = np.zeros((len(present), self.feature_size), np.float32)
-        if given is not None:
-            outputs = [f"{name}_embedding", f"{name}_features"]
-            embedding[present], features[present] = self.sessions[name].run(outputs, {argument: given})
-        return embedding, features
+    def _encode(self, name: str, contents: list[Any]) -> dict[str, Any]:
+        given = self.model["inputs"][name]
+        outputs = [output.name for output in self.sessions[name].get_outputs()]
+        if not contents:
+            sizes = [2 if size < 0 else size for size in self.model["features"][name]]
+            shapes = {"embedding": [self.model["embedding_size"]], "features": sizes}
+            return {o: np.zeros((0, *shapes[o.rpartition("_")[2]]), np.float32) for o in outputs}
+        raw = [content.encode("utf-8") if isinstance(content, str) else content for content in contents]
+        found = self.sessions[name].run(outputs, {given["tensor"]: self.readers[name].read(raw)})
+        return dict(zip(outputs, found, strict=True))
 
-    def _seen(self, present: Any) -> Any:
-        return present.any(1) if self.sees == "both" else present[:, 0 if self.sees == "image" else 1]
+    def _captions(self, features: Any) -> list[str]:
+        generation: Any = self.generation
+        tokenizer = self.readers["text"].tokenizer
+        special = generation.Special(tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id)
+        ids_name = self.model["inputs"]["text"]["tensor"]
+
+        def step(ids: Any, rows: Any) -> Any:
+            length = ids.shape[1]
+            # The exported decoder takes two positions at least; what follows a position does not count.
+            padded = np.pad(ids, ((0, 0), (0, max(0, 2 - length))), constant_values=special.pad)
+            feed = {ids_name: padded, "image_features": np.ascontiguousarray(features[rows])}
+            return self.sessions["decoder"].run(["logits"], feed)[0][:, length - 1]
+
+        spec = generation.GenerationSpec.from_dict(self.model["generation"])
+        return [tokenizer.decode(ids) for ids in generation.generate(step, len(features), spec, special)]
 
 
-def _module(name: str, path: Path) -> Any:
-    specification = importlib.util.spec_from_file_location(name, path)
+def _module(artifact: str, context: Any) -> Any:
+    name = f"polyweft_registered_{artifact}"
+    specification = importlib.util.spec_from_file_location(name, Path(context.artifacts[artifact]))
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -97,6 +116,12 @@ def _column(table: Any, name: str) -> list[Any]:
     if name not in table:
         return [None] * len(table)
     return [None if value is None or value is pd.NA or value != value else value for value in table[name]]
+
+
+def _spread(some: Any, there: Any) -> Any:
+    full = np.zeros((len(there), *some.shape[1:]), np.float32)
+    full[there] = some
+    return full
 
 
 def _lists(values: Any, present: Any) -> list[list[float] | None]:

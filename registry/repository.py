@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from polyweft.errors import DataError, ServingError
+from polyweft.export.golden import FOLDER
 from polyweft.io import read_json, write_json, write_text
 from registry import configs
 from registry.configs import Geometry, ServingSettings
-from registry.contents import GOLDEN, check_export, find_damage, write_version
+from registry.contents import check_export, find_damage, write_version
 
 
 class Repository:
@@ -61,7 +62,7 @@ class Repository:
 
     def golden(self, version: int) -> Path:
         """The folder of the version's golden queries."""
-        return self._folder("join", version) / GOLDEN
+        return self._folder(configs.JOIN, version) / FOLDER
 
     def publish(self, export: Path) -> tuple[int, bool]:
         """Write the export as a version, and give its number and whether it is new.
@@ -134,7 +135,16 @@ class Repository:
 
     def geometry(self, version: int) -> Geometry:
         """The sizes of `version`."""
-        return Geometry(**self._state()["generations"][int(self._entry(version)["generation"]) - 1])
+        return self._geometries()[int(self._entry(version)["generation"]) - 1]
+
+    def _geometries(self) -> list[Geometry]:
+        try:
+            return [Geometry(**content) for content in self._state()["generations"]]
+        except TypeError as error:
+            raise ServingError(
+                f"{self.root} was written by another version of Polyweft ({error}). Move the folder away and "
+                "run `dvc repro --force deploy`; the registry keeps every version."
+            ) from error
 
     def same_generation(self, one: int, other: int) -> bool:
         """Whether two versions share their components' configurations."""
@@ -152,9 +162,14 @@ class Repository:
         every = {name for version in self.versions() for name in self.components(version)}
         return sorted(every - needed)
 
-    def ensembles(self) -> list[str]:
-        """Served names of the ensembles that clients call."""
-        return [configs.ensemble_name(self.name, kind) for kind in configs.ENSEMBLES]
+    def ensembles(self, version: int) -> list[str]:
+        """Served names of the ensembles of `version` that clients call."""
+        return [configs.ensemble_name(self.name, kind) for kind in self.geometry(version).ensembles()]
+
+    def stale_ensembles(self, version: int) -> list[str]:
+        """Served names of ensembles on disk that `version` does not have: it takes other modalities."""
+        every = [configs.ensemble_name(self.name, kind) for g in self._geometries() for kind in g.ensembles()]
+        return sorted({name for name in every if (self.root / name).exists()} - set(self.ensembles(version)))
 
     @property
     def candidate(self) -> str:
@@ -171,20 +186,20 @@ class Repository:
             changed |= _write_changed(self.root / name / "config.pbtxt", text)
         return changed
 
-    def write_ensembles(self, version: int, kinds: tuple[str, ...] = configs.ENSEMBLES) -> bool:
-        """Pin the ensembles `kinds` to `version`, their own number too; whether anything changed."""
+    def write_ensembles(self, version: int, kinds: tuple[str, ...] | None = None) -> bool:
+        """Pin ensembles (all that clients call) to `version`, their own number too; whether any changed."""
         changed = False
         geometry, generation = self.geometry(version), int(self._entry(version)["generation"])
-        for kind in kinds:
+        for kind in geometry.ensembles() if kinds is None else kinds:
             folder = self.root / configs.ensemble_name(self.name, kind)
             (folder / str(version)).mkdir(parents=True, exist_ok=True)
             text = configs.ensemble_config(kind, self.name, geometry, version, generation, self.settings)
             changed |= _write_changed(folder / "config.pbtxt", text)
         return changed
 
-    def remove_candidate(self) -> None:
-        """Remove the candidate's ensemble."""
-        shutil.rmtree(self.root / self.candidate, ignore_errors=True)
+    def remove_ensemble(self, name: str) -> None:
+        """Remove an ensemble by its served name: the candidate, or a stale one."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -241,11 +256,11 @@ class Repository:
         return int(state["generations"].index(geometry.to_dict())) + 1
 
     def _version_folders(self, version: int | None = None) -> list[Path]:
-        kinds = Geometry(1, 1, 1, 1, "both").components()
-        generations = range(1, len(self._state()["generations"]) + 1)
-        names = [configs.component_name(self.name, kind, g) for g in generations for kind in kinds]
-        names += [*self.ensembles(), self.candidate]
-        folders = [folder for name in names for folder in (self.root / name).glob("[0-9]*")]
+        names = {self.candidate}
+        for number, geometry in enumerate(self._geometries(), start=1):
+            names |= {configs.component_name(self.name, kind, number) for kind in geometry.components()}
+            names |= {configs.ensemble_name(self.name, kind) for kind in geometry.ensembles()}
+        folders = [folder for name in sorted(names) for folder in (self.root / name).glob("[0-9]*")]
         return [folder for folder in folders if version is None or folder.name == str(version)]
 
     def _next_version(self) -> int:

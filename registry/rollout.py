@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyweft.errors import PolyweftError, ServingError
+from polyweft.export.golden import read_golden
 from polyweft.io import write_text
 from registry.client import Client
 from registry.configs import CANDIDATE, ServingSettings
 from registry.control import Control
-from registry.golden import ask_golden, load_golden
+from registry.golden import ask_golden, raw
 from registry.repository import Repository
 from registry.server import REPOSITORY_VARIABLE, found_or_started, repository_root
 
@@ -90,7 +91,7 @@ def roll_out(url: str, repository: Repository, export: Path, *, tolerance: float
     with repository.locked(), Control(url) as control:
         version, fresh = repository.publish(export)
         previous = repository.current
-        golden = load_golden(repository.golden(version))
+        golden = read_golden(repository.golden(version))
         try:
             if version == previous:
                 worst = _confirm(control, repository, tolerance)
@@ -140,7 +141,7 @@ def _refusal(
 
 
 def _switch(control: Control, repository: Repository, version: int, tolerance: float) -> float:
-    golden = load_golden(repository.golden(version))
+    golden = read_golden(repository.golden(version))
     export_hash, previous = repository.export_hash(version), repository.current
     with _put_back_on_failure(control, repository, version):
         repository.write_components(version, {version} | _loaded_beside(control, repository, version))
@@ -152,7 +153,10 @@ def _switch(control: Control, repository: Repository, version: int, tolerance: f
         worst = _load_ensembles(control, repository, version, tolerance)
         repository.make_current(version)
     control.unload(repository.candidate)
-    repository.remove_candidate()
+    repository.remove_ensemble(repository.candidate)
+    for model in repository.stale_ensembles(version):
+        control.unload(model)
+        repository.remove_ensemble(model)
     for model in repository.stale_components(version, previous):
         control.unload(model)
     return worst
@@ -178,7 +182,7 @@ def _load_candidate(control: Control, repository: Repository, version: int) -> N
 
 def _load_ensembles(control: Control, repository: Repository, version: int, tolerance: float) -> float:
     """Load what clients call as its configuration stands, and ask it; gives the largest difference."""
-    for model in repository.ensembles():
+    for model in repository.ensembles(version):
         control.load(model)
     return _ask_all(control.url, repository, version, tolerance)
 
@@ -186,17 +190,19 @@ def _load_ensembles(control: Control, repository: Repository, version: int, tole
 def _ask_all(
     url: str, repository: Repository, version: int, tolerance: float, timeout: float = ANSWER_SECONDS
 ) -> float:
-    golden = load_golden(repository.golden(version))
+    golden = read_golden(repository.golden(version))
     export_hash = repository.export_hash(version)
     with Client(url, repository.name, timeout_seconds=timeout) as client:
         worst = ask_golden(client, golden, export_hash=export_hash, tolerance=tolerance)
-        answers = [client.embed_images([image]) for image in golden.images[:1] if image]
-        answers += [client.embed_texts([text.decode()]) for text in golden.texts[:1] if text]
-    for _, answered in answers:
-        if answered != export_hash:
-            raise ServingError(
-                f"{repository.name}'s ensembles answer with different versions: {answered[:12]}"
-            )
+        for name, contents in raw(golden).items():
+            given = next((content for content in contents if content), None)
+            if given is None or name not in repository.geometry(version).ensembles():
+                continue
+            answered = client.ask_alone(name, [given]).model_version
+            if answered != export_hash:
+                raise ServingError(
+                    f"{repository.name}'s ensembles answer with different versions: {answered[:12]}"
+                )
     return worst
 
 
@@ -216,9 +222,9 @@ def _confirm(
     if damage:
         raise ServingError(f"{damage}. Publish the export again: `dvc repro --force deploy`.")
     # A stub that was killed comes back by unloading and loading; a mere load takes the model for unchanged.
-    for model in [*repository.ensembles(), repository.candidate, *repository.components(version)]:
+    for model in [*repository.ensembles(version), repository.candidate, *repository.components(version)]:
         control.unload(model)
-    repository.remove_candidate()
+    repository.remove_ensemble(repository.candidate)
     repository.write_components(version, {version})
     repository.write_ensembles(version)
     return _load_ensembles(control, repository, version, tolerance)
@@ -246,10 +252,13 @@ def _loaded_beside(control: Control, repository: Repository, version: int) -> se
 @contextlib.contextmanager
 def _put_back_on_failure(control: Control, repository: Repository, version: int) -> Iterator[None]:
     """On any exception put the configurations back as they were, and the server too."""
-    names = [*repository.components(version), *repository.ensembles()]
+    ensembles = dict.fromkeys(repository.ensembles(version))
+    if repository.current is not None:
+        ensembles |= dict.fromkeys(repository.ensembles(repository.current))
+    names = [*repository.components(version), *ensembles]
     paths = {name: repository.root / name / "config.pbtxt" for name in names}
     before = {name: path.read_text(encoding="utf-8") if path.exists() else "" for name, path in paths.items()}
-    serving = [name for name in repository.ensembles() if control.loaded(name)]
+    serving = [name for name in ensembles if control.loaded(name)]
     try:
         yield
     except BaseException as error:
@@ -258,7 +267,7 @@ def _put_back_on_failure(control: Control, repository: Repository, version: int)
                 paths[name].unlink(missing_ok=True)
             elif paths[name].read_text(encoding="utf-8") != content:
                 write_text(paths[name], content)
-        repository.remove_candidate()
+        repository.remove_ensemble(repository.candidate)
         # Ensembles bring back the components they pin; what none of them needs goes.
         steps = [(control.load, name) for name in serving]
         gone = [name for name in names if not serving or not before[name]]

@@ -97,7 +97,7 @@ def _greeting(server: Server, served: Sequence[Repository]) -> str:
         "Ask it, with any Triton client, or with this one:",
         "  from registry.client import Client",
         f'  with Client("{server.url}", "{served[0].registered}") as client:',
-        '      embeddings, version = client.embed_images([open("picture.png", "rb").read()])',
+        '      answer = client.ask({"image": [open("picture.png", "rb").read()]})',
         "Ctrl-C stops it.",
     ]
     return "\n".join(lines)

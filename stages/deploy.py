@@ -15,10 +15,10 @@ from pydantic import Field
 from polyweft.config import Section
 from polyweft.errors import ServingError
 from polyweft.export.bundle import read_spec
+from polyweft.export.golden import ask_export, read_golden
 from polyweft.io import read_json, write_json
 from polyweft.report import Report
 from registry.configs import ServingSettings
-from registry.golden import ask_export, load_golden
 from stages.entry import enter
 
 
@@ -41,7 +41,7 @@ def run(params: DeployParams, *, exported: Path, registered: Path, receipt: Path
     champion depends on the world's history and stands in the run's facts.
     """
     export_hash = str(read_spec(exported)["export_hash"])
-    golden = load_golden(exported / "golden")
+    golden = read_golden(exported / "golden")
     difference = ask_export(exported, golden, threads=params.threads)
     if difference > params.tolerance:
         raise ServingError(

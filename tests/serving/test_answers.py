@@ -13,8 +13,10 @@ import tritonclient.http
 
 from polyweft.errors import ServingError
 from polyweft.export.bundle import read_spec
+from polyweft.export.golden import Golden, read_golden
+from polyweft.modalities import MODALITIES
 from registry.client import Client
-from registry.golden import Golden, load_golden
+from registry.golden import raw
 from registry.repository import Repository
 from registry.rollout import roll_out
 from registry.server import Server
@@ -26,7 +28,7 @@ NAME = "tiny-answers"
 
 @pytest.fixture(scope="module")
 def export(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_tiny_export(tmp_path_factory.mktemp("export") / "one", seed=1, sees="image")
+    folder = write_tiny_export(tmp_path_factory.mktemp("export") / "one", seed=1, sees=["image"])
     done = roll_out(server.url, Repository(server.root, NAME), folder)
     assert (done.version, done.previous) == (1, None)
     assert done.largest_difference <= 1e-6
@@ -35,7 +37,7 @@ def export(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden(export: Path) -> Golden:
-    return load_golden(export / "golden")
+    return read_golden(export / "golden")
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -52,7 +54,7 @@ def test_plain_tritonclient_gets_pytorchs_embeddings_and_the_version(
     for library, url in ((tritonclient.grpc, server.url), (tritonclient.http, server.http_url)):
         client = library.InferenceServerClient(url)
         image = library.InferInput("image", [1, 1], "BYTES")
-        image.set_data_from_numpy(np.array([[golden.images[0]]], dtype=object))
+        image.set_data_from_numpy(np.array([[golden.contents["image"][0]]], dtype=object))
         text = library.InferInput("text", [1, 1], "BYTES")
         text.set_data_from_numpy(np.array([[chinese]], dtype=object))
         answer = client.infer("tiny_answers", [image, text])
@@ -67,14 +69,13 @@ def test_plain_tritonclient_gets_pytorchs_embeddings_and_the_version(
 
 
 def test_a_batch_larger_than_a_request_is_answered_in_order(client: Client, golden: Golden) -> None:
-    images, texts = golden.images * 3, golden.texts * 3
-    answer = client.ask(images, texts)
+    answer = client.ask({name: contents * 3 for name, contents in raw(golden).items()})
     for name, expected in golden.expected.items():
         np.testing.assert_allclose(answer.arrays[name], np.tile(expected, (3, 1)), atol=1e-5)
 
 
 def test_absent_modalities_are_zeros(client: Client) -> None:
-    answer = client.ask([b"", picture(5)], [b"a circle", b""])
+    answer = client.ask({"image": [b"", picture(5)], "text": [b"a circle", b""]})
     assert not answer.arrays["image_embedding"][0].any()
     assert not answer.arrays["text_embedding"][1].any()
     np.testing.assert_allclose(np.linalg.norm(answer.arrays["text_embedding"][0]), 1.0, atol=1e-5)
@@ -82,9 +83,10 @@ def test_absent_modalities_are_zeros(client: Client) -> None:
 
 
 def test_each_side_alone_answers_as_both(client: Client, golden: Golden) -> None:
-    both = client.ask([golden.images[0]], [golden.texts[1]])
-    np.testing.assert_allclose(client.embed_images([golden.images[0]])[0], both.arrays["image_embedding"])
-    texts, version = client.embed_texts([golden.texts[1].decode()])
+    image, text = raw(golden)["image"][0], raw(golden)["text"][1]
+    both = client.ask({"image": [image], "text": [text]})
+    np.testing.assert_allclose(client.embed_images([image])[0], both.arrays["image_embedding"])
+    texts, version = client.embed_texts([text.decode()])
     np.testing.assert_allclose(texts, both.arrays["text_embedding"])
     assert version == both.model_version
 
@@ -92,7 +94,7 @@ def test_each_side_alone_answers_as_both(client: Client, golden: Golden) -> None
 def test_a_head_that_sees_the_image_classifies_from_it_alone(server: Server, golden: Golden) -> None:
     with tritonclient.grpc.InferenceServerClient(server.url) as client:
         image = tritonclient.grpc.InferInput("image", [1, 1], "BYTES")
-        image.set_data_from_numpy(np.array([[golden.images[0]]], dtype=object))
+        image.set_data_from_numpy(np.array([[golden.contents["image"][0]]], dtype=object))
         given = client.infer("tiny_answers_image", [image]).as_numpy("probabilities")
     np.testing.assert_allclose(given[0], golden.expected["probabilities"][0], atol=1e-5)
 
@@ -105,7 +107,7 @@ def test_a_truncated_image_is_refused_with_the_reason(client: Client) -> None:
 
 def test_a_caption_that_is_not_utf8_is_refused_with_the_reason(client: Client) -> None:
     with pytest.raises(ServingError, match="not UTF-8"):
-        client.ask([picture(1)], [b"\xff\xfe"])
+        client.ask({"image": [picture(1)], "text": [b"\xff\xfe"]})
 
 
 def test_many_bad_requests_at_once_do_not_bring_the_server_down(server: Server, export: Path) -> None:
@@ -118,7 +120,7 @@ def test_many_bad_requests_at_once_do_not_bring_the_server_down(server: Server, 
             for _ in range(8):
                 for images, texts in (([picture(1)] * 8, bad_text), (bad_image, [b"a" * 50_000] * 8)):
                     with pytest.raises(ServingError) as caught:
-                        client.ask(images, texts)
+                        client.ask({"image": images, "text": texts})
                     refused.append(str(caught.value))
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
@@ -140,6 +142,63 @@ def test_a_huge_header_is_refused_and_a_long_caption_is_cut(client: Client) -> N
 def test_a_model_that_is_not_served_is_named(server: Server) -> None:
     with Client(server.url, "nobody") as client, pytest.raises(ServingError, match="nobody_text"):
         client.embed_texts(["a"])
+
+
+def test_what_the_model_does_not_take_is_named(client: Client) -> None:
+    with pytest.raises(ServingError, match="takes image, text, not 'audio'"):
+        client.ask({"audio": [b"x"]})
+    only_image = client.ask({"image": [picture(5)]})
+    assert not only_image.arrays["text_embedding"].any()
+    with pytest.raises(ServingError, match="no captions"):
+        client.describe([picture(5)])
+
+
+@pytest.fixture(scope="module")
+def five(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("five") / "export"
+    write_tiny_export(folder, seed=5, modalities=list(MODALITIES), embedding=0)
+    assert roll_out(server.url, Repository(server.root, "tiny-five"), folder).largest_difference <= 1e-5
+    return folder
+
+
+def test_every_modality_is_served_from_raw_bytes_without_a_joint_space(server: Server, five: Path) -> None:
+    golden = read_golden(five / "golden")
+    with Client(server.url, "tiny-five") as client:
+        answer = client.ask(raw(golden))
+        np.testing.assert_allclose(
+            answer.arrays["probabilities"], golden.expected["probabilities"], atol=1e-5
+        )
+        assert list(answer.arrays) == ["probabilities"]
+        for name, contents in raw(golden).items():
+            alone = client.ask_alone(name, contents[:1])
+            fused = client.ask({name: contents[:1]})
+            np.testing.assert_allclose(
+                alone.arrays["probabilities"], fused.arrays["probabilities"], atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("name", [name for name in MODALITIES if name != "text"])
+def test_a_bad_row_of_any_modality_is_refused_with_its_number(server: Server, five: Path, name: str) -> None:
+    good = raw(read_golden(five / "golden"))[name][0]
+    with Client(server.url, "tiny-five") as client:
+        with pytest.raises(ServingError, match=f"{name} in row 1: .*{name}"):
+            client.ask({name: [good, b"no such thing"]})
+        assert len(client.ask({name: [good, b""]}).arrays["probabilities"]) == 2
+
+
+def test_a_captioner_describes_images_and_embeds_both(server: Server, tmp_path: Path) -> None:
+    export = write_tiny_export(tmp_path / "export", seed=6, generates=True, classes=0)
+    golden = read_golden(export / "golden")
+    roll_out(server.url, Repository(server.root, "tiny-captioner"), export)
+    with Client(server.url, "tiny-captioner") as client:
+        answer = client.ask(raw(golden))
+        assert answer.captions == golden.captions
+        assert answer.captions[1] == ""
+        assert set(answer.arrays) == {"image_embedding", "text_embedding"}
+        said, version = client.describe([picture(0)])
+        assert said == golden.captions[:1]
+        assert version == read_spec(export)["export_hash"]
+        assert client.ask_alone("text", [b"a circle"]).captions == []
 
 
 def _huge_header() -> bytes:

@@ -12,10 +12,10 @@ import pytest
 
 from polyweft.errors import PolyweftError, ServingError
 from polyweft.export import bundle
+from polyweft.export.golden import read_golden
 from registry.client import Client
 from registry.configs import ServingSettings
 from registry.control import Control
-from registry.golden import load_golden
 from registry.repository import Repository
 from registry.rollout import Rollout, check, load_current, roll_out
 from registry.server import Server
@@ -33,8 +33,8 @@ class Load:
         self.answers: list[tuple[float, str]] = []
         self._expected = {}
         for export in exports:
-            golden = load_golden(export / "golden")
-            self._image = golden.images[0]
+            golden = read_golden(export / "golden")
+            self._image = golden.contents["image"][0] or b""
             row = golden.expected["image_embedding"][0]
             self._expected[bundle.read_spec(export)["export_hash"]] = row
         self._stop = threading.Event()
@@ -45,7 +45,7 @@ class Load:
             while not self._stop.is_set():
                 sent = time.monotonic()
                 try:
-                    answer = client.ask([self._image], [b"red"])
+                    answer = client.ask({"image": [self._image], "text": [b"red"]})
                 except PolyweftError as error:
                     self.lost.append(str(error))
                     continue
@@ -125,7 +125,7 @@ def test_changed_settings_are_applied_to_the_current_version(
     slow = Repository(server.root, repository.registered, ServingSettings(max_batch_size=2))
     assert roll_out(server.url, slow, exports[0]).version == 1
     with Client(server.url, repository.name, batch_size=16) as client, _refused("batch"):
-        client.ask([picture(1)] * 3, [b"red"] * 3)
+        client.ask({"image": [picture(1)] * 3, "text": [b"red"] * 3})
     with Client(server.url, repository.name) as client:
         assert len(client.embed_texts(["red"] * 3)[0]) == 3
     roll_out(server.url, Repository(server.root, repository.registered, ServingSettings()), exports[0])
@@ -177,6 +177,21 @@ def test_another_geometry_is_served_under_the_same_names(
         assert client.embed_images([picture(1)])[0].shape == (1, 6)
         assert client.classify([picture(1)], ["red"])[0].shape == (1, 3)
     assert (done.version, done.previous) == (2, 1)
+
+
+def test_a_version_of_other_modalities_brings_and_takes_its_ensembles(server: Server, tmp_path: Path) -> None:
+    repository = Repository(server.root, "tiny-modalities")
+    wide = write_tiny_export(tmp_path / "wide", seed=3, modalities=["image", "text", "audio"])
+    narrow = write_tiny_export(tmp_path / "narrow", seed=4)
+    roll_out(server.url, repository, wide)
+    with Client(server.url, repository.name) as client:
+        assert set(client.ask({"image": [picture(1)]}).arrays) >= {"audio_embedding", "text_embedding"}
+        roll_out(server.url, repository, narrow)
+        assert "audio_embedding" not in client.ask({"image": [picture(1)]}).arrays
+        with pytest.raises(ServingError, match="tiny_modalities_audio"):
+            client.embed("audio", [b"x"])
+        roll_out(server.url, repository, wide)
+        assert "audio_embedding" in client.ask({"image": [picture(1)]}).arrays
 
 
 def test_a_killed_stub_shows_in_the_answers_and_loading_again_helps(

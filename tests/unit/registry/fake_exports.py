@@ -59,8 +59,8 @@ def write_prepared(folder: Path, *, rows: int = 60, noise: int = 60, seed: int =
                 target=None,
                 group=None,
                 leak=False,
-                image=picture(tuple(int(value) for value in colour)),
-                audio=None,
+                media={"image": picture(tuple(int(value) for value in colour))},
+                extensions={"image": "png"},
             )
         )
     names = write_split(folder, "test", samples, shard_samples=100)
@@ -68,9 +68,10 @@ def write_prepared(folder: Path, *, rows: int = 60, noise: int = 60, seed: int =
         folder / "dataset.json",
         {
             "classes": classes,
+            "labels": [],
             "splits": {"test": rows},
             "shards": {"test": names},
-            "modalities": {"image": rows, "text": rows, "audio": 0},
+            "modalities": {"image": rows, "text": rows},
             "languages": ["en"],
         },
     )
@@ -87,33 +88,47 @@ def write_export(
     order = np.eye(3, dtype=np.float32)[:, [2, 1, 0]]  # pixels come as red, green, blue
     _save(folder / "image.onnx", *_image(order))
     _save(folder / "text.onnx", *_text())
-    _save(
-        folder / "classifier.onnx", *_classifier(np.roll(np.eye(3, dtype=np.float32), shift, 1) * sharpness)
-    )
+    _save(folder / "head.onnx", *_head(np.roll(np.eye(3, dtype=np.float32), shift, 1) * sharpness))
     _write_text(folder)
+    spec = ImageSpec(
+        size=SIZE,
+        resize="squash",
+        mean=[0.5, 0.5, 0.5],
+        std=[0.5, 0.5, 0.5],
+        background=[255, 255, 255],
+        max_pixels=1000,
+    )
     write_spec(
         folder,
         {
-            "classes": classes,
-            "sees": "image",
+            "family": "colours",
+            "modalities": ["image", "text"],
+            "inputs": {
+                "image": {
+                    **{"tensor": "pixel_values", "dtype": "float32", "module": "decode.py"},
+                    **{"shape": [3, SIZE, SIZE], "largest": [3, SIZE, SIZE], "spec": spec.to_dict()},
+                },
+                "text": {
+                    **{"tensor": "input_ids", "dtype": "int64", "module": "text.py"},
+                    **{"shape": [-1], "largest": [TEXT["max_tokens"]], "spec": {}},
+                },
+            },
             "embedding_size": 3,
-            "feature_size": 3,
-            "image": ImageSpec(
-                size=SIZE,
-                resize="squash",
-                mean=[0.5, 0.5, 0.5],
-                std=[0.5, 0.5, 0.5],
-                background=[255, 255, 255],
-                max_pixels=1000,
-            ).to_dict(),
-            "text": TEXT,
+            "features": {"image": [3], "text": [3]},
+            "sees": ["image"],
+            "outputs": {"probabilities": [3]},
+            "generates": False,
+            "generation": None,
+            "classes": classes,
+            "labels": [],
             "opset": 18,
         },
     )
     golden = folder / "golden"
     golden.mkdir(exist_ok=True)
     (golden / "img-000.png").write_bytes(picture(COLOURS["red"]))
-    write_json(golden / "golden.json", [{"id": "a", "image": "img-000.png", "text": "red number 1"}])
+    contents = {"image": "img-000.png", "text": "red number 1"}
+    write_json(golden / "golden.json", [{"id": "a", "contents": contents, "caption": None}])
     return folder
 
 
@@ -155,7 +170,7 @@ def _text() -> tuple[list, list, list, list]:
     return nodes, inputs, _outputs("text"), constants
 
 
-def _classifier(weight: np.ndarray) -> tuple[list, list, list, list]:
+def _head(weight: np.ndarray) -> tuple[list, list, list, list]:
     nodes = [
         helper.make_node("MatMul", ["image_features", "weight"], ["seen"]),
         helper.make_node("MatMul", ["text_features", "none"], ["unseen"]),

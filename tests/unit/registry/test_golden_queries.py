@@ -1,64 +1,74 @@
-"""Golden queries: what counts as equal, and that everything else fails closed."""
+"""Asking a served model its golden queries: what it must answer to pass."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from polyweft.errors import ServingError
-from registry.golden import ask_export, compare, load_golden
+from polyweft.export.bundle import read_spec
+from polyweft.export.golden import Golden, ask_export, read_golden
+from registry.client import Answer
+from registry.golden import ask_golden, raw
 from tests.serving.tiny import write_tiny_export
 
-FLOATS = st.floats(-10, 10, width=32)
+
+@dataclass
+class Server:
+    """Answers as the golden queries expect, but for what a test changes."""
+
+    golden: Golden
+    version: str
+    changed: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str = "n"
+
+    def ask(self, contents: dict[str, list[bytes]]) -> Answer:
+        assert contents == raw(self.golden)
+        return Answer({**self.golden.expected, **self.changed}, self.version, list(self.golden.captions))
 
 
-@given(arrays(np.float32, (3, 2), elements=FLOATS), st.floats(1e-3, 1), st.integers(0, 5))
-def test_the_difference_is_the_largest_component(array: np.ndarray, shift: float, place: int) -> None:
-    moved = array.astype(np.float64)
-    moved.flat[place] += shift
-    assert compare({"a": moved}, {"a": array})["a"] == pytest.approx(shift, rel=1e-9)
-    assert compare({"a": array}, {"a": array}) == {"a": 0.0}
+def served(tmp_path: Path, **form: Any) -> Server:
+    export = write_tiny_export(tmp_path / "export", seed=3, **form)
+    return Server(read_golden(export / "golden"), read_spec(export)["export_hash"])
 
 
-@pytest.mark.parametrize(
-    "given_arrays",
-    [{}, {"a": np.zeros((2, 3))}, {"a": np.array([[np.nan, 0], [0, 0]])}, {"a": np.full((2, 2), np.inf)}],
-    ids=["missing", "shape", "nan", "infinite"],
-)
-def test_what_cannot_be_compared_is_infinitely_far(given_arrays: dict[str, np.ndarray]) -> None:
-    assert compare(given_arrays, {"a": np.zeros((2, 2), np.float32)}) == {"a": float("inf")}
+def asked(server: Server) -> float:
+    return ask_golden(server, server.golden, export_hash=read_hash(server), tolerance=1e-4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sees", ["image", "text", "both"])
-def test_the_export_itself_answers_as_expected(tmp_path: Path, sees: str) -> None:
+def read_hash(server: Server) -> str:
+    return server.version if server.version != "another" else "expected"
+
+
+@pytest.mark.parametrize("sees", [["image"], ["text"], ["image", "text"]])
+def test_the_export_itself_answers_as_expected(tmp_path: Path, sees: list[str]) -> None:
     export = write_tiny_export(tmp_path / "export", seed=3, sees=sees)
-    assert ask_export(export, load_golden(export / "golden"), threads=1) <= 1e-5
+    assert ask_export(export, read_golden(export / "golden"), threads=1) <= 1e-5
 
 
 def test_absent_modalities_are_empty_bytes(tmp_path: Path) -> None:
-    golden = load_golden(write_tiny_export(tmp_path / "export", seed=3) / "golden")
-    assert len(golden) == 4
-    assert golden.images[1] == b""
-    assert golden.texts[2] == b""
+    server = served(tmp_path)
+    assert raw(server.golden)["image"][1] == b""
+    assert raw(server.golden)["text"][2] == b""
+    assert asked(server) == 0.0
 
 
-def test_broken_golden_queries_are_named(tmp_path: Path) -> None:
-    export = write_tiny_export(tmp_path / "export", seed=3)
-    (export / "golden" / "golden.safetensors").write_bytes(b"junk")
-    with pytest.raises(ServingError, match="cannot be read"):
-        load_golden(export / "golden")
-    (export / "golden" / "golden.json").unlink()
-    with pytest.raises(ServingError, match=r"golden\.json"):
-        load_golden(export / "golden")
-
-
-def test_answers_for_other_rows_are_refused(tmp_path: Path) -> None:
-    export = write_tiny_export(tmp_path / "export", seed=3)
-    (export / "golden" / "golden.json").write_text("[]")
-    with pytest.raises(ServingError, match="0 queries"):
-        load_golden(export / "golden")
+def test_another_model_a_difference_and_another_caption_are_refused(tmp_path: Path) -> None:
+    server = served(tmp_path, generates=True)
+    assert asked(server) == 0.0
+    server.changed["probabilities"] = server.golden.expected["probabilities"] + np.float32(0.001)
+    with pytest.raises(ServingError, match=r"probabilities differs .* 0\.001"):
+        asked(server)
+    server.changed = {}
+    server.version = "another"
+    with pytest.raises(ServingError, match="answered by model another"):
+        asked(server)
+    export = read_golden(tmp_path / "export" / "golden")
+    server = Server(export, "v")
+    server.ask = lambda contents: Answer(export.expected, "v", ["something else"] * 4)  # type: ignore[method-assign]
+    with pytest.raises(ServingError, match="caption differs"):
+        asked(server)

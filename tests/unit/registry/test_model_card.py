@@ -10,13 +10,26 @@ from polyweft.data.shards import Dataset
 from polyweft.io import write_json
 from registry.model_card import read_reports, write_card
 
-SPEC = {
+SPEC: dict[str, Any] = {
+    "family": "trimodal",
+    "modalities": ["image", "text"],
+    "inputs": {
+        "image": {
+            "tensor": "pixel_values",
+            "dtype": "float32",
+            "largest": [3, 64, 64],
+            "spec": {"resize": "pad"},
+        },
+        "text": {"tensor": "input_ids", "dtype": "int64", "largest": [77], "spec": {}},
+    },
     "classes": [f"class {number}" for number in range(30)],
+    "labels": ["round"],
     "embedding_size": 8,
     "export_hash": "abc123",
-    "image": {"size": 64, "resize": "pad"},
-    "sees": "both",
-    "text": {"kind": "bpe", "max_tokens": 77, "vocabulary_size": 1000},
+    "sees": ["image", "text"],
+    "outputs": {"probabilities": [30], "value": [1]},
+    "generates": False,
+    "generation": None,
 }
 DATASET = Dataset(["a"], {"train": 80, "test": 20}, {}, {"image": 100, "text": 90}, ["en", "zh"])
 RECORD = {
@@ -59,6 +72,20 @@ def test_card_holds_metrics_with_intervals_data_checks_params_and_lineage() -> N
         assert line in text
     assert "and 10 more" in text
     assert card() == text
+
+
+def test_card_says_what_the_model_takes_and_is_for() -> None:
+    text = card()
+    for line in (
+        "| image as | pixel_values, float32, 3 x 64 x 64; resize pad |",
+        "| text as | input_ids, int64, 77 |",
+        "| head answers with | probabilities, value |",
+        "telling 30 classes apart, naming which of 1 labels apply, estimating a number",
+    ):
+        assert line in text
+    captioner = SPEC | {"generates": True, "generation": {"strategy": "greedy"}, "sees": [], "outputs": {}}
+    assert "describing images" in card(spec=captioner)
+    assert "head" not in card(spec=captioner).split("## Metrics")[0]
 
 
 def test_text_of_a_fact_cannot_break_the_table() -> None:

@@ -27,6 +27,10 @@ def exports(tmp_path: Path) -> list[Path]:
     return [write_tiny_export(tmp_path / str(seed), seed=seed) for seed in range(2)]
 
 
+def _imports(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+
+
 def _tree(folder: Path) -> dict[str, bytes]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
@@ -49,6 +53,7 @@ def test_a_version_holds_the_library_code_verbatim(repository: Repository, expor
     folder = repository.root / "tiny_model_image_preprocess" / str(version)
     assert decode.__file__ is not None
     assert (folder / "decode.py").read_bytes() == Path(decode.__file__).read_bytes()
+    assert "polyweft" not in {line.split()[1].split(".")[0] for line in _imports(folder / "decode.py")}
     onnx = repository.root / "tiny_model_image_encoder" / str(version) / "model.onnx"
     assert onnx.read_bytes() == (exports[0] / "image.onnx").read_bytes()
 
@@ -118,7 +123,7 @@ def test_a_full_disk_leaves_the_repository_as_it_was(
     real = contents.shutil.copyfile
 
     def copy(source: Path, target: Path) -> None:
-        if Path(target).name == "text.py":
+        if Path(target).name == "text.json":
             raise OSError(28, "No space left on device")
         real(source, target)
 
@@ -158,6 +163,27 @@ def test_another_geometry_gets_components_of_its_own(repository: Repository, tmp
     assert "tiny_model_image_encoder_g2" in repository.components(two)
     assert repository.stale_components(two) == sorted(repository.components(one))
     assert repository.stale_components(two, one) == []
+
+
+def test_a_state_of_another_form_says_what_to_do(repository: Repository, exports: list[Path]) -> None:
+    repository.publish(exports[0])
+    path = repository.root / "tiny_model.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"generations": [{"image_size": 8}]}))
+    with pytest.raises(ServingError, match=r"another version of Polyweft.*Move the folder away"):
+        repository.components(1)
+
+
+def test_a_captioner_has_its_decoder_and_the_code_that_asks_it(
+    repository: Repository, tmp_path: Path
+) -> None:
+    export = write_tiny_export(tmp_path / "captioner", seed=1, generates=True)
+    repository.publish(export)
+    folder = repository.root / "tiny_model_generate" / "1"
+    wanted = {"decoder.onnx", "generation.py", "text.py", "text.json", "tokenizer.json", "model.json"}
+    assert wanted <= {path.name for path in folder.iterdir()}
+    assert _imports(folder / "generation.py")
+    assert not any("polyweft" in line for line in _imports(folder / "generation.py"))
 
 
 def test_ensembles_pin_the_version_and_unchanged_files_are_not_touched(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,22 @@ from registry.control import is_triton
 from registry.environment import find_environment
 from registry.server import Ports, choose_ports, remove_stale_shared_memory
 
-GEOMETRY = Geometry(image_size=32, embedding_size=16, feature_size=8, classes=3, sees="image")
+PIXELS = {"tensor": "pixel_values", "dtype": "float32", "shape": [3, 32, 32], "largest": [3, 32, 32]}
+IDS = {"tensor": "input_ids", "dtype": "int64", "shape": [-1], "largest": [12]}
+CLIP = {"tensor": "log_mel", "dtype": "float32", "shape": [16, 20], "largest": [16, 20]}
+
+
+def geometry(**changes: Any) -> Geometry:
+    given: dict[str, Any] = {
+        "modalities": ["image", "text", "audio"],
+        "inputs": {"image": PIXELS, "text": IDS, "audio": CLIP},
+        "features": {"image": [4, 8], "text": [-1, 8], "audio": [8]},
+        "embedding_size": 16,
+        "sees": ["image"],
+        "outputs": {"probabilities": [3], "value": [1]},
+        "generates": True,
+    }
+    return Geometry(**given | changes)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-a", "a b", "模型", "a" * 101])
@@ -30,32 +46,54 @@ def test_names_that_are_no_safe_file_names_are_refused(name: str) -> None:
 
 
 def test_every_component_batches_and_states_the_onnx_sizes() -> None:
-    for kind in GEOMETRY.components():
-        text = component_config(kind, f"n_{kind}", GEOMETRY, [2, 1], ServingSettings())
+    made = geometry()
+    for kind in made.components():
+        text = component_config(kind, f"n_{kind}", made, [2, 1], ServingSettings())
         assert "max_batch_size: 32" in text
         assert "dynamic_batching" in text
         assert "versions: [ 1, 2 ]" in text
-    image = component_config("image_encoder", "n", GEOMETRY, [1], ServingSettings(threads=3))
+    image = component_config("image_encoder", "n", made, [1], ServingSettings(threads=3))
     assert 'backend: "onnxruntime"' in image
     assert "dims: [ 3, 32, 32 ]" in image
+    assert "dims: [ 4, 8 ]" in image
     assert 'string_value: "3"' in image
+    assert "dims: [ -1, 8 ]" in component_config("head", "n", made, [1], ServingSettings())
 
 
 @pytest.mark.parametrize(
-    ("kind", "sees", "classes", "classified"),
+    ("kind", "changes", "answers"),
     [
-        *[("both", "both", 3, True), ("both", "image", 0, False), ("image", "image", 3, True)],
-        *[("image", "both", 3, False), ("image", "text", 3, False), ("text", "text", 3, True)],
-        ("candidate", "both", 3, True),
+        (
+            "all",
+            {},
+            {"image_embedding", "text_embedding", "audio_embedding", "probabilities", "value", "caption"},
+        ),
+        ("candidate", {"embedding_size": 0}, {"probabilities", "value", "caption"}),
+        ("image", {}, {"image_embedding", "probabilities", "value", "caption"}),
+        ("text", {}, {"text_embedding"}),
+        ("text", {"sees": ["text", "audio"]}, {"text_embedding", "probabilities", "value"}),
+        ("audio", {"outputs": {}, "sees": [], "generates": False}, {"audio_embedding"}),
     ],
 )
-def test_an_ensemble_classifies_where_the_head_sees_what_it_takes(
-    kind: str, sees: str, classes: int, classified: bool
+def test_an_ensemble_answers_what_the_model_can_say_of_what_it_takes(
+    kind: str, changes: dict[str, Any], answers: set[str]
 ) -> None:
-    geometry = Geometry(32, 16, 8, classes, sees)
-    text = ensemble_config(kind, "n", geometry, 4, 1, ServingSettings())
-    assert ('"probabilities"' in text) is classified
+    text = ensemble_config(kind, "n", geometry(**changes), 4, 1, ServingSettings())
+    found = {line.split('"')[1] for line in text.splitlines() if line.startswith("output ")}
+    assert found == answers | {"model_version"}
     assert "model_version: -1" not in text
+
+
+def test_a_modality_that_would_be_answered_with_nothing_has_no_ensemble() -> None:
+    assert geometry(embedding_size=0).ensembles() == ("all", "image")
+    assert geometry().ensembles() == ("all", "image", "text", "audio")
+
+
+def test_one_step_at_a_time_reads_the_clients_bytes() -> None:
+    text = ensemble_config("all", "n", geometry(), 4, 1, ServingSettings())
+    assert 'key: "after" value: "image_present"' in text
+    assert 'key: "after" value: "text_present"' in text
+    assert text.count('key: "after"') == 2
 
 
 def test_free_ports_are_three_different_ones() -> None:
@@ -87,7 +125,7 @@ def test_nobody_there_is_no_triton() -> None:
 
 def test_inputs_of_unequal_length_are_refused() -> None:
     with Client("127.0.0.1:9", "n") as client, pytest.raises(ServingError, match="as many of each"):
-        client.ask([b"a"], [])
+        client.ask({"image": [b"a"], "text": []})
 
 
 def test_an_unknown_protocol_is_refused() -> None:

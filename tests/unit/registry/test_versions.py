@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from polyweft.errors import RegistryError
+from polyweft.export.golden import read_golden
 from registry import ledger, versions
 from registry.packaging import register_export
 from registry.versions import Version
+from tests.serving.tiny import write_tiny_export
 from tests.unit.registry.fake_exports import (
     COLOURS,
     make_workspace,
@@ -68,6 +70,29 @@ def test_registered_model_predicts_by_itself(workspace: Path) -> None:
     assert np.linalg.norm(answer["text_embedding"][1]) == pytest.approx(1, abs=1e-5)
     assert model.metadata.signature is not None
     assert model.input_example is not None
+
+
+def test_registered_captioner_takes_every_modality_and_writes(workspace: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    export = write_tiny_export(
+        workspace / "wide", seed=2, modalities=["image", "text", "audio"], generates=True, embedding=0
+    )
+    golden = read_golden(export / "golden")
+    register_export("wide", export, registration())
+    model = mlflow.pyfunc.load_model("models:/wide/1")
+    table = pd.DataFrame(
+        {
+            name: [content.decode() if name == "text" and content else content for content in contents]
+            for name, contents in golden.contents.items()
+        }
+    )
+    answer = model.predict(table)
+    assert [caption or "" for caption in answer["caption"]] == golden.captions
+    assert answer["caption"][1] is None
+    np.testing.assert_allclose(np.stack(answer["probabilities"]), golden.expected["probabilities"], atol=1e-5)
+    assert set(answer) == {"caption", "probabilities"}
 
 
 def test_damaged_copy_in_the_registry_is_refused(workspace: Path) -> None:
