@@ -1,7 +1,7 @@
-"""Bytes to arrays: images and audio, one way for training, for checks and for serving.
+"""Image bytes to arrays, one way for training, for checks and for serving.
 
 Serving runs this file verbatim in an environment of its own, so it imports the standard library, numpy
-(1.26 and 2), Pillow and soundfile only, and nothing of Polyweft. An image's header is checked before its
+(1.26 and 2) and Pillow only, and nothing of Polyweft. An image's header is checked before its
 pixels are decoded, and whatever a decoder raises on bad bytes becomes a `MediaDecodeError`.
 """
 
@@ -32,11 +32,6 @@ STATISTICS: dict[str, tuple[list[float], list[float]]] = {
 }
 """Channel means and standard deviations of pixels in [0, 1]: ImageNet's, CLIP's, and plain [-1, 1]."""
 
-MAX_AUDIO_SAMPLES = 2**28
-"""Longest clip that is decoded, in samples over all channels (46 minutes of stereo at 48 kHz)."""
-
-_AUDIO_SIGNATURES = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b"caff", b".snd")
-
 _FAULTS = (
     OSError,
     SyntaxError,
@@ -57,7 +52,7 @@ _FAULTS = (
 
 
 class MediaDecodeError(ValueError):
-    """Bytes that are not a readable image or clip, or one over the limit; the message says which."""
+    """Bytes that are not a readable image, or one over the limit; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def probe_image(data: bytes) -> tuple[str, int, int, str]:
     MediaDecodeError
         The bytes are empty, of no known format, or so large that Pillow refuses the header.
     """
-    with _faults("image", data), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+    with _faults(data), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
         return str(image.format), image.width, image.height, image.mode
 
 
@@ -161,7 +156,7 @@ def decode_image_uint8(data: bytes, spec: ImageSpec) -> npt.NDArray[np.uint8]:
     MediaDecodeError
         Not an image, truncated, or over `spec.max_pixels` (which the header tells, before decoding).
     """
-    with _faults("image", data), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+    with _faults(data), Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
         if image.width * image.height > spec.max_pixels:
             raise MediaDecodeError(
                 f"image of {image.width} x {image.height} pixels is over the limit of {spec.max_pixels}"
@@ -185,78 +180,10 @@ def normalise(images_BSS3: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArra
     return out
 
 
-def probe_audio(data: bytes) -> tuple[int, int, int]:
-    """Read a clip's header only: frames, rate in Hz, channels.
-
-    Raises
-    ------
-    MediaDecodeError
-        The bytes are empty, of no known format, or a WAV whose samples end before its header says.
-    """
-    import soundfile
-
-    with _faults("audio", data):
-        _refuse_unsigned_audio(data)
-        _refuse_short_wav(data)
-        info = soundfile.info(io.BytesIO(data))
-        return int(info.frames), int(info.samplerate), int(info.channels)
-
-
-def decode_audio(data: bytes, rate: int | None) -> tuple[npt.NDArray[np.float32], int]:
-    """Decode WAV, FLAC, OGG or MP3 to mono float32 [samples] in [-1, 1], and its rate in Hz.
-
-    Channels are averaged. With `rate`, the clip is resampled to it; `None` keeps the clip's own.
-
-    Raises
-    ------
-    MediaDecodeError
-        Not audio, cut short, without samples, not finite, or longer than `MAX_AUDIO_SAMPLES`.
-    """
-    import soundfile
-
-    frames, own_rate, channels = probe_audio(data)
-    if frames * channels > MAX_AUDIO_SAMPLES:
-        raise MediaDecodeError(f"audio of {frames} frames x {channels} channels is over {MAX_AUDIO_SAMPLES}")
-    with _faults("audio", data):
-        samples, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-        mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
-        if not len(mono):
-            raise MediaDecodeError("audio holds no samples")
-        if not np.isfinite(mono).all():
-            raise MediaDecodeError("audio holds samples that are not finite numbers")
-    if rate is None or rate == own_rate:
-        return mono, own_rate
-    return resample(mono, own_rate, rate), rate
-
-
-def resample(
-    samples: npt.NDArray[np.float32], from_rate: int, to_rate: int, *, crossings: int = 16
-) -> npt.NDArray[np.float32]:
-    """Resample float32 [n] to float32 [ceil(n * to_rate / from_rate)] by a Hann-windowed sinc.
-
-    Band-limited interpolation (J. O. Smith, "Digital Audio Resampling Home Page", CCRMA): the cut-off is
-    the lower of the two Nyquist frequencies, and the filter spans `crossings` zero crossings a side.
-    """
-    count = -(-len(samples) * to_rate // from_rate)
-    cutoff = min(1.0, to_rate / from_rate)
-    reach = int(np.ceil(crossings / cutoff))
-    padded = np.pad(samples, (reach, reach + 1)).astype(np.float64)
-    out = np.empty(count, dtype=np.float32)
-    offsets = np.arange(-reach + 1, reach + 1)
-    for begin in range(0, count, 65536):  # bounds the memory of the (outputs, taps) matrix
-        times = np.arange(begin, min(begin + 65536, count)) * (from_rate / to_rate)
-        whole = np.floor(times).astype(np.int64)
-        distance = (times - whole)[:, None] - offsets
-        window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
-        weights = cutoff * np.sinc(cutoff * distance) * window
-        out[begin : begin + len(times)] = (padded[whole[:, None] + offsets + reach] * weights).sum(axis=1)
-    return out
-
-
 @contextmanager
-def _faults(kind: str, data: bytes) -> Iterator[None]:
+def _faults(data: bytes) -> Iterator[None]:
     if not data:
-        raise MediaDecodeError(f"{kind} is empty (0 bytes)")
+        raise MediaDecodeError("image is empty (0 bytes)")
     try:
         yield
     except MediaDecodeError:
@@ -265,7 +192,7 @@ def _faults(kind: str, data: bytes) -> Iterator[None]:
         raise MediaDecodeError(f"image is over the pixel limit: {error}") from None
     except _FAULTS as error:
         reason = str(error).split("<_io")[0].strip().rstrip(":") or type(error).__name__
-        raise MediaDecodeError(f"{kind} of {len(data)} bytes cannot be read: {reason}") from None
+        raise MediaDecodeError(f"image of {len(data)} bytes cannot be read: {reason}") from None
 
 
 def _flatten(image: Image.Image, background: list[int]) -> Image.Image:
@@ -297,25 +224,3 @@ def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
         canvas.paste(image.resize(inner, filter_), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return canvas
     return image if image.size == (size, size) else image.resize((size, size), filter_)
-
-
-def _refuse_unsigned_audio(data: bytes) -> None:
-    """Without this, libsndfile tries any bytes as MP3 and prints its search for a frame on standard error."""
-    frame = len(data) > 1 and data[0] == 0xFF and data[1] >= 0xE0
-    if not frame and not data.startswith(_AUDIO_SIGNATURES):
-        raise MediaDecodeError(f"audio of {len(data)} bytes is of no known format (WAV, FLAC, OGG, MP3)")
-
-
-def _refuse_short_wav(data: bytes) -> None:
-    """libsndfile reads a cut WAV as a shorter one without a word; its chunk sizes tell."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
-    place = 12
-    while place + 8 <= len(data):
-        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        if name == b"data":
-            left = len(data) - place - 8
-            if left < size and size < 0xFFFFFF00:  # streams write a size near 2**32, meaning unknown
-                raise MediaDecodeError(f"audio is cut short: {left} of {size} bytes of samples")
-            return
-        place += 8 + size + size % 2

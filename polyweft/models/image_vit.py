@@ -17,7 +17,7 @@ from polyweft.models.transformer import Transformer, init_weights
 
 
 class VitParams(Section):
-    """`model.image.vit`: patch side in pixels, width, layers, heads, pooling."""
+    """`model.encoders.image.vit`: patch side in pixels, width, layers, heads, pooling."""
 
     patch: int = Field(ge=2, le=64)
     width: int = Field(ge=16, le=2048)
@@ -27,33 +27,50 @@ class VitParams(Section):
 
 
 class ImageVit(nn.Module):
-    """Pixels to one feature vector: patches, a Transformer, the class token or the mean over patches."""
+    """Pixels to one feature vector: patches, a Transformer, the class token or the mean over patches.
+
+    Takes pixels float32 (B, 3, H, W), normalised, H = W = `size`.
+    """
 
     def __init__(self, params: VitParams, size: int) -> None:
         super().__init__()
         if size % params.patch:
             raise ConfigError(
-                f"model.image.vit.patch {params.patch} does not divide model.image.size {size}; "
+                f"model.encoders.image.vit.patch {params.patch} does not divide its size {size}; "
                 f"choose a patch such as {[p for p in (4, 8, 14, 16, 32) if size % p == 0]}."
             )
         if params.width % params.heads:
             raise ConfigError(
-                f"model.image.vit.heads {params.heads} does not divide its width {params.width}; "
+                f"model.encoders.image.vit.heads {params.heads} does not divide its width {params.width}; "
                 "choose heads that divide the width."
             )
-        self.pool, width = params.pool, params.width
+        width, classed = params.width, params.pool == "class_token"
         self.patches = nn.Conv2d(3, width, params.patch, params.patch, bias=False)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        length = (size // params.patch) ** 2 + 1
+        self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if classed else None
+        length = (size // params.patch) ** 2 + classed
         self.positions = nn.Parameter(torch.empty(1, length, width).normal_(std=0.02))
         self.transformer = Transformer(width, params.layers, params.heads)
         self.transformer.apply(init_weights)
         self.out_features = width
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, H, W) to features (B, D)."""
-        x_BLD = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
-        token_B1D = self.class_token.expand(x_BLD.shape[0], -1, -1).to(x_BLD.dtype)
-        x_BLD = self.transformer(torch.cat([token_B1D, x_BLD], dim=1) + self.positions)
-        out: Tensor = x_BLD[:, 0] if self.pool == "class_token" else x_BLD[:, 1:].mean(dim=1)
+        """Features (B, D)."""
+        x_BLD = self._embed(pixels_B3HW)
+        if self.class_token is None:
+            mean: Tensor = self.transformer(x_BLD).mean(dim=1)
+            return mean
+        first_B = torch.zeros(x_BLD.shape[0], dtype=torch.int64, device=x_BLD.device)
+        out: Tensor = self.transformer(x_BLD, at_B=first_B)
         return out
+
+    def tokens(self, pixels_B3HW: Tensor) -> Tensor:
+        """(B, L, D): the class token, where there is one, then a vector a patch, row by row."""
+        out: Tensor = self.transformer(self._embed(pixels_B3HW))
+        return out
+
+    def _embed(self, pixels_B3HW: Tensor) -> Tensor:
+        x_BLD = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            token_B1D = self.class_token.expand(x_BLD.shape[0], -1, -1).to(x_BLD.dtype)
+            x_BLD = torch.cat([token_B1D, x_BLD], dim=1)
+        return x_BLD + self.positions.to(x_BLD.dtype)

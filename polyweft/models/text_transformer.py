@@ -15,7 +15,7 @@ from polyweft.models.transformer import Transformer, first_position, init_weight
 
 
 class TextParams(Section):
-    """`model.text`: width, layers, heads and dropout of the text tower."""
+    """`model.encoders.text.transformer`: width, layers, heads and dropout of the text tower."""
 
     width: int = Field(ge=16, le=2048)
     layers: int = Field(ge=1, le=48)
@@ -26,18 +26,19 @@ class TextParams(Section):
 class TextTransformer(nn.Module):
     """Token ids to one feature vector.
 
-    Positions after a row's first end token are padding, whatever their id; they are not looked at.
+    Takes int64 (B, T), T at most `max_tokens`. Positions after a row's first end token are padding, whatever
+    their id; they are not looked at.
     """
 
     def __init__(self, params: TextParams, *, vocabulary_size: int, max_tokens: int, end_id: int) -> None:
         super().__init__()
         if params.width % params.heads:
             raise ConfigError(
-                f"model.text.heads {params.heads} does not divide its width {params.width}; "
-                "choose heads that divide the width."
+                f"model.encoders.text.transformer.heads {params.heads} does not divide its width "
+                f"{params.width}; choose heads that divide the width."
             )
         self.end_id = end_id
-        self.tokens = nn.Embedding(vocabulary_size, params.width)
+        self.words = nn.Embedding(vocabulary_size, params.width)
         self.positions = nn.Embedding(max_tokens, params.width)
         self.dropout = nn.Dropout(params.dropout)
         self.transformer = Transformer(params.width, params.layers, params.heads, params.dropout)
@@ -45,12 +46,25 @@ class TextTransformer(nn.Module):
         self.out_features = params.width
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Token ids int64 (B, T), T at most `max_tokens`, to features (B, D)."""
+        """Features (B, D)."""
+        there_BT, end_B = self._extent(ids_BT)
+        out: Tensor = self.transformer(self._embed(ids_BT), there_BT[:, None, None], at_B=end_B)
+        return out
+
+    def tokens(self, ids_BT: Tensor) -> Tensor:
+        """(B, T, D); zeros at padding."""
+        there_BT, _ = self._extent(ids_BT)
+        x_BTD = self.transformer(self._embed(ids_BT), there_BT[:, None, None])
+        out: Tensor = x_BTD * there_BT[:, :, None]
+        return out
+
+    def _extent(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a row has tokens, boolean (B, T), and where its end is, int64 (B,)."""
         end_B = first_position(ids_BT, self.end_id)
         places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        mask_B11T = (places_T[None, :] <= end_B[:, None])[:, None, None, :]
-        x_BTD = self.dropout(self.tokens(ids_BT) + self.positions(places_T)[None])
-        x_BTD = self.transformer(x_BTD, mask_B11T)
-        at_B1D = end_B[:, None, None].expand(-1, 1, x_BTD.shape[2])
-        out: Tensor = x_BTD.gather(1, at_B1D).squeeze(1)
-        return out
+        return places_T[None] <= end_B[:, None], end_B
+
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        x_BTD: Tensor = self.dropout(self.words(ids_BT) + self.positions(places_T))
+        return x_BTD

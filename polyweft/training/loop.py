@@ -50,6 +50,7 @@ from polyweft.training.gradients import (
 )
 from polyweft.training.memory import chosen_micro_batch, run_with_halving
 from polyweft.training.params import TrainParams
+from polyweft.training.system_metrics import process_megabytes
 from polyweft.training.validation import validate
 
 Log = Callable[[dict[str, float], int], None]
@@ -91,6 +92,7 @@ class Surroundings:
     log: Log
     bar: Bar
     stopping: Callable[[], bool] = lambda: False
+    step_done: Callable[[], None] = lambda: None
     teacher: Teacher | None = None
 
 
@@ -147,19 +149,20 @@ def fit(
                 targets=feed.targets(batch),
                 seed=_step_seed(seed, progress.step, world),
             )
-            row = learner.learn(work, [train.ids[row] for row in rows_B])
+            row, stopping = learner.learn(work, [train.ids[row] for row in rows_B])
             seen += last - first
             bar.at(progress.step, total)
             if progress.step % LOG_EVERY == 0:
                 speed = seen / (time.perf_counter() - begin)
-                around.log({**row, "samples_per_second": round(speed, 1), "epoch": epoch}, progress.step)
+                around.log({**row, "memory_mb": process_megabytes(), "samples_per_second": round(speed, 1), "epoch": epoch}, progress.step)
             if last == len(train) and ((epoch + 1) % params.validate_every == 0 or epoch + 1 == params.epochs):
                 with learner.averaged():
                     scores = validate(model, validation, feed, world) if len(validation) else {}
                     learner.choose(scores, epoch)
                 around.log({f"validation_{name}": value for name, value in scores.items()}, progress.step)
                 bar.say(_line(progress, row, epoch, params.epochs, seen / (time.perf_counter() - begin)))
-            learner.keep(stopping=around.stopping())
+            learner.keep(stopping=stopping)
+            around.step_done()
     speed = seen / max(time.perf_counter() - begin, 1e-9)
     with learner.averaged():
         weights = learner.best or sharding.whole_state(model)
@@ -203,8 +206,8 @@ class Learner:
             world.device.type, init_scale=self.progress.loss_scale, enabled=params.precision == "fp16"
         )
 
-    def learn(self, work: Work, ids: list[str]) -> dict[str, float]:
-        """Take one step; the row of the curve that it adds.
+    def learn(self, work: Work, ids: list[str]) -> tuple[dict[str, float], bool]:
+        """Take one step; the row of the curve that it adds, and whether any process was asked to stop.
 
         Raises
         ------
@@ -226,8 +229,10 @@ class Learner:
         )
         self.micro_batch = fitting if fitting < rows else self.micro_batch
         names = list(losses)
-        local = torch.stack([loss.float() for loss in losses.values()])
-        means = mean_over_processes(local.clone(), self.world).tolist()
+        # Every process must hear of a request to stop at the same step: it travels with the losses.
+        stopping = torch.tensor(float(self.around.stopping()), device=self.world.device)
+        local = torch.stack([*(loss.float() for loss in losses.values()), stopping])
+        *means, asked = mean_over_processes(local.clone(), self.world).tolist()
         if not all(math.isfinite(value) for value in means):
             self.optimizer.zero_grad(set_to_none=True)
             self._save()
@@ -247,7 +252,7 @@ class Learner:
         progress.names = ["step", *row]
         if self.curve is not None:
             self.curve.append([progress.step - 1, *(float(f"{value:.6g}") for value in row.values())])
-        return row
+        return row, asked > 0
 
     def backward(self, work: Work, micro_batch: int | None) -> dict[str, Tensor]:
         """Gradients of one step into the parameters, averaged over the processes; the losses of this one."""
@@ -345,6 +350,11 @@ def _check(params: TrainParams, train: Arrays, world: World) -> None:
         raise TrainingError(
             f"train.batch_size {params.batch_size} is smaller than the {world.size} processes; choose at least "
             "one row for each, better 64."
+        )
+    if params.strategy == "fsdp" and params.precision == "fp16":
+        raise TrainingError(
+            "train.precision fp16 does not go with train.strategy fsdp: each process would look for overflow in "
+            "its own part alone. Choose bf16, or ddp."
         )
     if params.epochs and len(train) < params.batch_size:
         raise TrainingError(

@@ -34,6 +34,8 @@ from polyweft.training.distributed import World, world
 from polyweft.training.init_from import load_into
 from polyweft.training.loop import Log, Result, Surroundings, fit
 from polyweft.training.params import TrainParams
+from polyweft.training.profile import profiled
+from polyweft.training.system_metrics import sampled
 from polyweft.workspace import workspace
 
 
@@ -43,7 +45,7 @@ def main() -> int:
     faulthandler.enable()
     ready = time.time()
     place = Path(sys.argv[1])
-    stopping = _note_sigterm()
+    stopping = _note_signals()
     try:
         spec = read_json(place)
         with world() as here:
@@ -66,18 +68,25 @@ def _train(
     torch.manual_seed(runtime.seed)
     context = context_of_data(model_params, prepared)
     model = build_model(model_params, context)
-    with Bar("training", shown=here.is_main) as bar, _reading(work, here) as reading:
-        if params.init_from is not None:
-            bar.say(str(load_into(model, workspace() / params.init_from)))
+    with _reading(work, here) as reading:
         train, validation = (
             load_arrays(prepared, name, context.readers, reading) for name in ("train", "validation")
         )
+    log, trace = _logger(here), workspace() / "reports" / "train-trace.json.gz"
+    with (
+        Bar("training", shown=here.is_main) as bar,
+        sampled(log if here.is_main else None),
+        profiled(params.profile_steps, trace, here) as step_done,
+    ):
+        if params.init_from is not None:
+            bar.say(str(load_into(model, workspace() / params.init_from)))
         around = Surroundings(
             world=here,
             checkpoints=work,
-            log=_logger(here),
+            log=log,
             bar=bar,
             stopping=stopping,
+            step_done=step_done,
             teacher=DistillationTeacher.of(params.distill, model_params, here.device),
         )
         result = fit(model, params, context.readers, train, validation, around, seed=runtime.seed)
@@ -113,9 +122,10 @@ class _reading:  # noqa: N801  (used as a function)
         self.path.unlink(missing_ok=True)
 
 
-def _note_sigterm() -> Callable[[], bool]:
+def _note_signals() -> Callable[[], bool]:
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: asked.append(number))
     return lambda: bool(asked)
 
 

@@ -173,50 +173,6 @@ def test_a_spec_goes_through_json() -> None:
         spec(resize="stretch")
 
 
-def test_audio_is_mono_float() -> None:
-    left, right = np.full(100, 0.5), np.full(100, -0.25)
-    data = wav(np.stack([left, right], 1).reshape(-1), channels=2)
-    assert probe_audio(data) == (100, 8000, 2)
-    samples, rate = decode_audio(data, None)
-    assert (samples.dtype, samples.shape, rate) == (np.float32, (100,), 8000)
-    np.testing.assert_allclose(samples, 0.125, atol=1e-3)
-
-
-def test_resampling_keeps_a_tone_and_drops_what_is_above_the_new_limit() -> None:
-    time = np.arange(8000) / 8000
-    low, high = (np.sin(2 * np.pi * f * time).astype(np.float32) for f in (440, 3500))
-    up = resample(low, 8000, 16000)
-    np.testing.assert_allclose(
-        up[200:-200], np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)[200:-200], atol=2e-3
-    )
-    down = resample(high, 8000, 4000)
-    assert len(down) == 4000
-    assert np.abs(down[200:-200]).max() < 0.02
-
-
-@pytest.mark.parametrize("data", [b"", b"\0" * 200, b"RIFF\x24\0\0\0WAVEfmt "])
-def test_what_is_no_audio_is_refused(data: bytes) -> None:
-    with pytest.raises(MediaDecodeError):
-        probe_audio(data)
-
-
-def test_a_wav_that_ends_early_is_refused_by_its_header() -> None:
-    data = wav(np.zeros(1000))
-    with pytest.raises(MediaDecodeError, match="cut short"):
-        probe_audio(data[:-500])
-
-
-def test_audio_without_samples_or_with_nan_is_refused() -> None:
-    import soundfile
-
-    with pytest.raises(MediaDecodeError, match="no samples"):
-        decode_audio(wav(np.zeros(0)), None)
-    out = io.BytesIO()
-    soundfile.write(out, np.full(10, np.nan, np.float32), 8000, format="WAV", subtype="FLOAT")
-    with pytest.raises(MediaDecodeError, match="not finite"):
-        decode_audio(out.getvalue(), None)
-
-
 def test_the_file_imports_nothing_that_serving_lacks() -> None:
     code = (
         "import sys; from polyweft.data import decode; "
