@@ -1,7 +1,7 @@
-"""Train several models on the same prepared data and set them side by side: `python -m flows.compare FILE ...`.
+"""Train several models on the same data, set them side by side: `python -m flows.compare FILE ...`.
 
-Each FILE is a params file, of which the sections `model`, `train`, `evaluate`, `export` and `runtime` count; the
-data are those of `data/prepare`. The answer is a table, `reports/compare.md`, and a page,
+Each FILE is a params file, of which the sections `model`, `train`, `evaluate`, `export` and `runtime`
+count; the data are those of `data/prepare`. The answer is a table, `reports/compare.md`, and a page,
 `reports/html/compare/index.html`.
 """
 

@@ -209,7 +209,12 @@ def _failure(stage: str, code: int, lines: list[str]) -> StageError:
 
 
 def experiment(
-    name: str, settings: Mapping[str, Any], target: str, *, on_line: Callable[[str], None], root: Path = Path()
+    name: str,
+    settings: Mapping[str, Any],
+    target: str,
+    *,
+    on_line: Callable[[str], None],
+    root: Path = Path(),
 ) -> None:
     """Run the graph up to `target` as the DVC experiment `name`, in a copy of the workspace.
 

@@ -168,6 +168,17 @@ def epoch_order(
     return np.argsort((1 - share) * rank_N + share * generator.random(rows), kind="stable").astype(np.int64)
 
 
+def together(order_N: Ints, group_N: Ints) -> Ints:
+    """The same rows with those of a group side by side, groups in the order of their first rows.
+
+    A batch then holds several rows of a concept, which a contrastive loss draws together.
+    """
+    _, group_of_N = np.unique(group_N[order_N], return_inverse=True)
+    first_G = np.full(group_of_N.max(initial=-1) + 1, len(order_N), np.int64)
+    np.minimum.at(first_G, group_of_N, np.arange(len(order_N)))
+    return order_N[np.argsort(first_G[group_of_N], kind="stable")]
+
+
 def batch_bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:
     """Divide an epoch's rows into batches of at most `batch_size`, whose sizes differ by one at most.
 

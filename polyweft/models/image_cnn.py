@@ -26,6 +26,9 @@ class CnnParams(Section):
     channels: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]] = Field(min_length=1, max_length=6)
     blocks: list[Annotated[int, Field(ge=0, le=36)]] = Field(min_length=1, max_length=6)
     kernel: Literal[3, 7] = Field(default=3, description="side of the first convolution")
+    groups: Literal[1, 2, 4, 8] = Field(default=8, description="of GroupNorm; 1 is the fastest")
+    activation: Literal["gelu", "relu"] = "gelu"
+    calm: bool = Field(default=False, description="blocks begin as their shortcut, which averages, not skips")
     scales: int = Field(
         default=1, ge=1, le=6, description="last stages that are pooled; 2 or more: a pyramid"
     )
@@ -40,23 +43,30 @@ class CnnParams(Section):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions behind GroupNorm and GELU, and a residual; `stride` 2 halves the resolution."""
+    """Two 3 x 3 convolutions behind GroupNorm and activation, and a residual; `stride` 2 halves the resolution.
 
-    def __init__(self, inner: int, outer: int, stride: int) -> None:
+    `calm`: the second convolution begins at 0 (Goyal et al., 2017) and the shortcut averages 2 x 2 positions
+    where it would skip three of four (He et al., 2019, ResNet-D).
+    """
+
+    def __init__(self, inner: int, outer: int, stride: int, params: CnnParams) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inner), nn.GroupNorm(8, outer)
+        self.norm1, self.norm2 = nn.GroupNorm(params.groups, inner), nn.GroupNorm(params.groups, outer)
         self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
         same = inner == outer and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inner, outer, 1, stride, bias=False)
-        self.activation = nn.GELU()
+        self.halve = nn.AvgPool2d(2, ceil_mode=True) if params.calm and stride == 2 else nn.Identity()
+        skip = 1 if params.calm else stride
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inner, outer, 1, skip, bias=False)
+        self.activation = _activation(params)
+        if params.calm:
+            nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, inner, H, W) to (B, outer, H / stride, W / stride)."""
-        hidden = self.activation(self.norm1(x_BCHW))
-        out = self.conv1(hidden)
+        out = self.conv1(self.activation(self.norm1(x_BCHW)))
         out = self.conv2(self.activation(self.norm2(out)))
-        summed: Tensor = self.shortcut(x_BCHW) + out
+        summed: Tensor = self.shortcut(self.halve(x_BCHW)) + out
         return summed
 
 
@@ -76,11 +86,11 @@ class ImageCnn(nn.Module):
         for stage, outer in enumerate(channels):
             for index in range(params.blocks[stage]):
                 stride = 2 if index == 0 and stage > 0 else 1
-                blocks.append(ResidualBlock(inner, outer, stride))
+                blocks.append(ResidualBlock(inner, outer, stride, params))
                 inner = outer
             self.ends.append(len(blocks))
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.GroupNorm(8, inner)
+        self.norm, self.activation = nn.GroupNorm(params.groups, inner), _activation(params)
         self.pyramid = Pyramid(channels[-params.scales :]) if params.scales > 1 else None
         self.out_features = inner * params.scales
 
@@ -88,7 +98,7 @@ class ImageCnn(nn.Module):
         """Pictures (B, planes, H, W) to features (B, F, H', W') of the coarsest stage's positions."""
         x_BCHW = self.stem(x_BPHW)
         if self.pyramid is None:
-            out: Tensor = functional.gelu(self.norm(self.blocks(x_BCHW)))
+            out: Tensor = self.activation(self.norm(self.blocks(x_BCHW)))
             return out
         stages = []
         begin = 0
@@ -96,7 +106,7 @@ class ImageCnn(nn.Module):
             x_BCHW = self.blocks[begin:end](x_BCHW)
             stages.append(x_BCHW)
             begin = end
-        stages[-1] = functional.gelu(self.norm(stages[-1]))
+        stages[-1] = self.activation(self.norm(stages[-1]))
         pooled: Tensor = self.pyramid(stages[-len(self.pyramid.laterals) :])
         return pooled
 
@@ -138,3 +148,7 @@ class Pyramid(nn.Module):
                 out = functional.avg_pool2d(out, shrink, ceil_mode=True, count_include_pad=False)
             scales.append(out)
         return torch.cat(scales, dim=1)
+
+
+def _activation(params: CnnParams) -> nn.Module:
+    return nn.GELU() if params.activation == "gelu" else nn.ReLU()

@@ -9,6 +9,7 @@ from torch import nn
 
 from polyweft.config import Section
 from polyweft.data.text import Reader as TextReader
+from polyweft.models.text_bag import BagParams, TextBag
 from polyweft.models.text_lstm import LstmParams, TextLstm
 from polyweft.models.text_transformer import TextParams, TextTransformer
 
@@ -16,9 +17,10 @@ from polyweft.models.text_transformer import TextParams, TextTransformer
 class Params(Section):
     """`model.encoders.text`: which tower reads the tokens."""
 
-    tower: Literal["transformer", "lstm"]
+    tower: Literal["transformer", "lstm", "bag"]
     transformer: TextParams | None = None
     lstm: LstmParams | None = None
+    bag: BagParams | None = None
 
     @model_validator(mode="after")
     def _has_its_tower(self) -> Params:
@@ -38,6 +40,9 @@ def build(params: Params, reader: TextReader) -> nn.Module:
     if params.tower == "lstm":
         assert params.lstm is not None
         return TextLstm(params.lstm, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
+    if params.tower == "bag":
+        assert params.bag is not None
+        return TextBag(params.bag, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
     assert params.transformer is not None
     return TextTransformer(
         params.transformer,

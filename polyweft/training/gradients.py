@@ -22,7 +22,6 @@ from polyweft.losses.targets import Targets
 from polyweft.models.family import Family
 
 
-
 class Teacher(Protocol):
     """A further source of losses that looks at the inputs as well, such as a larger model."""
 

@@ -29,6 +29,7 @@ from polyweft.data.batches import (
     epoch_order,
     share_of,
     take,
+    together,
 )
 from polyweft.data.reader import Reader
 from polyweft.errors import TrainingError
@@ -134,7 +135,9 @@ def fit(
             difficulty_N=train.difficulty_N if params.curriculum == "difficulty" else None,
             curriculum_epochs=params.curriculum_epochs,
         )
-        chosen = choose_contents(train, seed=seed, epoch=epoch)
+        if params.order == "groups":
+            order_N = together(order_N, train.group_N)
+        chosen = choose_contents(train, seed=seed, epoch=epoch if params.captions == "drawn" else None)
         draws_NX = draws(len(train), seed=seed, epoch=epoch)
         presence_NM = presence_draws(len(train), len(readers), seed=seed, epoch=epoch)
         size = _image_size(params, epoch)
@@ -154,8 +157,18 @@ def fit(
             bar.at(progress.step, total)
             if progress.step % LOG_EVERY == 0:
                 speed = seen / (time.perf_counter() - begin)
-                around.log({**row, "memory_mb": process_megabytes(), "samples_per_second": round(speed, 1), "epoch": epoch}, progress.step)
-            if last == len(train) and ((epoch + 1) % params.validate_every == 0 or epoch + 1 == params.epochs):
+                around.log(
+                    {
+                        **row,
+                        "memory_mb": process_megabytes(),
+                        "samples_per_second": round(speed, 1),
+                        "epoch": epoch,
+                    },
+                    progress.step,
+                )
+            if last == len(train) and (
+                (epoch + 1) % params.validate_every == 0 or epoch + 1 == params.epochs
+            ):
                 with learner.averaged():
                     scores = validate(model, validation, feed, world) if len(validation) else {}
                     learner.choose(scores, epoch)
@@ -197,6 +210,7 @@ class Learner:
             weight_decay=params.weight_decay,
             betas=params.betas,
             layer_decay=params.layer_decay,
+            muon=params.muon,
         )
         self.ema = Ema(model, params.ema_decay) if params.ema_decay else None
         self.best: dict[str, Tensor] | None = None
@@ -355,6 +369,11 @@ def _check(params: TrainParams, train: Arrays, world: World) -> None:
         raise TrainingError(
             "train.precision fp16 does not go with train.strategy fsdp: each process would look for overflow in "
             "its own part alone. Choose bf16, or ddp."
+        )
+    if params.strategy == "fsdp" and params.muon is not None:
+        raise TrainingError(
+            "train.muon does not go with train.strategy fsdp: it needs whole matrices, of which each process then "
+            "holds some rows. Choose ddp, or leave train.muon out."
         )
     if params.epochs and len(train) < params.batch_size:
         raise TrainingError(

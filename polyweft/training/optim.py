@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from polyweft.errors import ConfigError
+from polyweft.training.muon import MuonAdamW, MuonParams, matrices
 
 if TYPE_CHECKING:
     from polyweft.training.checkpoint import Checkpoint
@@ -46,25 +47,44 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def adamw(
-    module: nn.Module, *, lr: float, weight_decay: float, betas: Sequence[float], layer_decay: float = 1.0
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float],
+    layer_decay: float = 1.0,
+    muon: MuonParams | None = None,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019); vectors and scalars (norms, biases, temperature) do not decay.
 
     With `layer_decay` below 1 each block's rate is that factor smaller than the next deeper one's (Clark et
     al., 2020, ELECTRA; Bao et al., 2022, BEiT); a group's `scale` holds its factor, see `set_rate`. Frozen
-    parameters are left out.
+    parameters are left out. With `muon` the matrices are Muon's, see there.
     """
+    turned = set(map(id, matrices(module))) if muon is not None else set()
     scales = layer_scales(module, layer_decay)
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in turned:
             key = (scales[name], parameter.ndim >= 2, isinstance(parameter, DTensor))
             groups.setdefault(key, []).append(parameter)
-    listed = [
+    listed: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "scale": scale}
         for (scale, decays, _), parameters in groups.items()
     ]
-    return torch.optim.AdamW(listed, lr=lr, betas=(betas[0], betas[1]), eps=1e-6, fused=True)
+    if muon is None:
+        return torch.optim.AdamW(listed, lr=lr, betas=(betas[0], betas[1]), eps=1e-6, fused=True)
+    for scale in sorted({scales[name] for name, p in module.named_parameters() if id(p) in turned}):
+        parameters = [p for n, p in module.named_parameters() if id(p) in turned and scales[n] == scale]
+        listed.append(
+            {
+                "params": parameters,
+                "weight_decay": muon.weight_decay,
+                "scale": scale * muon.lr / lr,
+                "muon": muon.momentum,
+            }
+        )
+    return MuonAdamW(listed, lr=lr, betas=(betas[0], betas[1]), eps=1e-6, fused=True)
 
 
 def layer_scales(module: nn.Module, decay: float) -> dict[str, float]:

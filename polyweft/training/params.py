@@ -9,6 +9,7 @@ from pydantic import Field
 from polyweft.config import Section
 from polyweft.data.batches import Positives
 from polyweft.training.augment import AugmentParams
+from polyweft.training.muon import MuonParams
 
 
 class DistillParams(Section):
@@ -35,6 +36,7 @@ class TrainParams(Section):
     betas: list[float] = Field(min_length=2, max_length=2)
     warmup_steps: int = Field(ge=0)
     clip_norm: float = Field(gt=0.0)
+    muon: MuonParams | None = Field(default=None, description="for matrices; AdamW keeps the rest")
     layer_decay: float = Field(default=1.0, gt=0.0, le=1.0, description="lr factor a layer towards the input")
     freeze: list[str] = Field(default=[], description="names of parameters to leave, `*` for any part")
     precision: Literal["fp32", "bf16", "fp16"]
@@ -42,6 +44,12 @@ class TrainParams(Section):
     compile: bool = Field(default=False, description="torch.compile; other bytes than without")
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0, description="0: no average of the weights")
     positives: Positives = Field(description="what makes two rows each other's positives")
+    captions: Literal["drawn", "first"] = Field(
+        default="drawn", description="of several, which an epoch shows"
+    )
+    order: Literal["shuffled", "groups"] = Field(
+        default="shuffled", description="groups: a group's rows together"
+    )
     modality_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="for the head, a modality")
     augment: AugmentParams
     image_sizes: list[Annotated[int, Field(ge=8, le=1024)]] = Field(

@@ -56,9 +56,7 @@ def main() -> int:
     return 0
 
 
-def _train(
-    spec: dict[str, Any], here: World, work: Path, ready: float, stopping: Callable[[], bool]
-) -> None:
+def _train(spec: dict[str, Any], here: World, work: Path, ready: float, stopping: Callable[[], bool]) -> None:
     params = parse_section(TrainParams, "train", spec["train"], where="params.yaml")
     model_params = parse_section(ModelParams, "model", spec["model"], where="params.yaml")
     runtime = parse_section(RuntimeParams, "runtime", spec["runtime"], where="params.yaml")

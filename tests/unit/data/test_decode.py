@@ -7,7 +7,6 @@ import io
 import struct
 import subprocess
 import sys
-import wave
 import zlib
 
 import numpy as np
@@ -20,13 +19,10 @@ from polyweft.data.decode import (
     STATISTICS,
     ImageSpec,
     MediaDecodeError,
-    decode_audio,
     decode_image,
     decode_image_uint8,
     normalise,
-    probe_audio,
     probe_image,
-    resample,
 )
 
 
@@ -38,16 +34,6 @@ def spec(size: int = 8, resize: str = "squash", max_pixels: int = 10_000) -> Ima
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, format=form, **options)
-    return out.getvalue()
-
-
-def wav(samples: np.ndarray, rate: int = 8000, channels: int = 1) -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as handle:
-        handle.setnchannels(channels)
-        handle.setsampwidth(2)
-        handle.setframerate(rate)
-        handle.writeframes(np.rint(samples * 32767).astype("<i2").tobytes())
     return out.getvalue()
 
 

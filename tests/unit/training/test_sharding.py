@@ -20,7 +20,9 @@ from polyweft.training.distributed import ALONE
 from polyweft.training.sharding import clip_gradients, repeated_blocks
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["polyweft.training.sharding", "polyweft.training.optim", "torch._dynamo"])  # torch is imported once, not in every process
+FORKS.set_forkserver_preload(
+    ["polyweft.training.sharding", "polyweft.training.optim", "torch._dynamo"]
+)  # torch is imported once, not in every process
 
 
 def _train(strategy: str, size: int, steps: int, folder: Path) -> np.ndarray:
