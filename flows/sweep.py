@@ -1,8 +1,8 @@
 """Search parameters with Optuna: `python -m flows.sweep`, each trial a DVC experiment over the same graph.
 
 A trial is `dvc exp run --temp` with some keys of `params.yaml` set, so that a result is found again by its
-experiment's name (`dvc exp show`, `dvc exp apply NAME`) and its runs stand in MLflow. The search itself is kept
-in `.polyweft/sweeps/`: one that was ended goes on where it was.
+experiment's name (`dvc exp show`, `dvc exp apply NAME`) and its runs stand in MLflow. The search itself is
+kept in `.polyweft/sweeps/`: one that was ended goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A prepared split in memory, and the batches of an epoch.
 
 Every content is decoded once and kept compact (uint8 pixels, token ids); equal contents share a place, whose
-number is also the key that tells positives. Shape suffixes: N rows of a split, U unique contents of a modality,
-B rows of a batch, M modalities, K labels.
+number is also the key that tells positives. Shape suffixes: N rows of a split, U unique contents of a
+modality, B rows of a batch, M modalities, K labels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Contents:
     length_U
         The length of each along the first axis.
     first_N1, item
-        Row i's contents are `item[first[i]:first[i + 1]]`, places in `values`: none, one, or several captions.
+        Row i's contents are `item[first[i]:first[i + 1]]`, places in `values`: none, one, several captions.
     """
 
     values: npt.NDArray[Any]
@@ -186,7 +187,7 @@ def batch_bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:
     """
     count = -(-rows // batch_size)
     edges = [index * rows // count for index in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def share_of(rows_B: Ints, rank: int, size: int) -> tuple[Ints, npt.NDArray[np.bool_]]:

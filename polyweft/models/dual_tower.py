@@ -1,8 +1,8 @@
 """Family `dual_tower`: CLIP's form (Radford et al., 2021), with a head on the towers' features.
 
 Takes two modalities (image and text, or others); returns their unit-length embeddings in one space and, with
-a head, its tasks' answers. Served: raw bytes of each to `<modality>_embedding`, and `probabilities` where there
-are classes. Shape suffixes: B rows, M modalities, D embedding size, F feature size.
+a head, its tasks' answers. Served: raw bytes of each to `<modality>_embedding`, and `probabilities` where
+there are classes. Shape suffixes: B rows, M modalities, D embedding size, F feature size.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class CnnParams(Section):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions behind GroupNorm and activation, and a residual; `stride` 2 halves the resolution.
+    """Two 3 x 3 convolutions behind GroupNorm and activation, and a residual; `stride` 2 halves the sides.
 
     `calm`: the second convolution begins at 0 (Goyal et al., 2017) and the shortcut averages 2 x 2 positions
     where it would skip three of four (He et al., 2019, ResNet-D).

@@ -69,7 +69,7 @@ class ImageVit(nn.Module):
         return out
 
     def _embed(self, pixels_B3HW: Tensor) -> Tensor:
-        x_BLD = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
+        x_BLD: Tensor = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             token_B1D = self.class_token.expand(x_BLD.shape[0], -1, -1).to(x_BLD.dtype)
             x_BLD = torch.cat([token_B1D, x_BLD], dim=1)

@@ -52,14 +52,15 @@ class Attention(nn.Module):
         of x: keys and values are never formed. The values' bias passes through, because the weights sum to 1.
         `mask` broadcasts to (B, H, 1, L).
         """
-        heads = (self.heads, -1)
-        q_HBK = self.query(at_BD).unflatten(1, heads).transpose(0, 1)
-        key_HKD, value_HKD = (part.weight.unflatten(0, heads) for part in (self.key, self.value))
+        rows, width = at_BD.shape
+        split = (self.heads, width // self.heads)
+        q_HBK = self.query(at_BD).view(rows, *split).transpose(0, 1)
+        key_HKD, value_HKD = (part.weight.view(*split, width) for part in (self.key, self.value))
         looked_BHD = ((q_HBK * q_HBK.shape[-1] ** -0.5) @ key_HKD).transpose(0, 1)
         scores_BHL = looked_BHD @ x_BLD.transpose(1, 2)
         weights_BHL = _weights(scores_BHL, None if mask is None else mask[:, :, 0])
         mixed_HBK = (weights_BHL @ x_BLD).transpose(0, 1) @ value_HKD.transpose(1, 2)
-        mixed_BHK = mixed_HBK.transpose(0, 1) + self.value.bias.unflatten(0, heads).to(mixed_HBK.dtype)
+        mixed_BHK = mixed_HBK.transpose(0, 1) + self.value.bias.view(split).to(mixed_HBK.dtype)
         out: Tensor = self.out(mixed_BHK.flatten(1))
         return out
 

@@ -45,8 +45,8 @@ class DistillationTeacher:
         if teacher.params.reader_specs() != student.reader_specs():
             raise ConfigError(
                 f"train.distill.teacher {params.teacher} reads its inputs in another way than this model: "
-                f"{teacher.params.reader_specs()}, not {student.reader_specs()}. Both need the same modalities, "
-                "sizes and normalisation."
+                f"{teacher.params.reader_specs()}, not {student.reader_specs()}. Both need the same "
+                "modalities, sizes and normalisation."
             )
         return cls(params, teacher.module.to(device))
 
@@ -75,7 +75,7 @@ class DistillationTeacher:
             parts.append(distil_logits(student, teacher, there_B, temperature=self.params.temperature))
         if not parts:
             raise ConfigError(
-                "train.distill: teacher and student share neither a joint space nor classes; there is nothing "
-                "to learn. Choose a teacher of a kin family."
+                "train.distill: teacher and student share neither a joint space nor classes; there is "
+                "nothing to learn. Choose a teacher of a kin family."
             )
         return {"distillation": self.params.weight * torch.stack(parts).sum()}

@@ -21,7 +21,7 @@ from polyweft.training.augment import AugmentParams, augment
 
 
 class Feed:
-    """Turns batches into tensors; images are normalised, and augmented where draws are given, on the device."""
+    """Turns batches into tensors; images are normalised and, with draws, augmented on the device."""
 
     def __init__(self, readers: Mapping[str, Reader], device: torch.device) -> None:
         self.readers, self.device = readers, device

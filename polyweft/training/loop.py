@@ -75,7 +75,7 @@ class Progress:
 
 @dataclass
 class Result:
-    """What a run leaves: the best weights, where it ended, its curve (columns in `names`), how fast it went."""
+    """What a run leaves: the best weights, where it ended, its curve (columns: `names`), how fast it went."""
 
     weights: dict[str, Tensor]
     progress: Progress
@@ -317,7 +317,7 @@ class Learner:
 
     def _autocast(self) -> AbstractContextManager[object]:
         stack = ExitStack()
-        # On a CPU in bf16 six ViT-B blocks took 757 ms with the fused attention and 546 ms with the plain form.
+        # On a CPU in bf16 six ViT-B blocks took 757 ms with the fused attention, 546 ms with the plain one.
         backend = SDPBackend.MATH if self.world.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
         stack.enter_context(sdpa_kernel([backend, SDPBackend.MATH]))
         precision = PRECISION[self.params.precision]
@@ -362,18 +362,18 @@ class Learner:
 def _check(params: TrainParams, train: Arrays, world: World) -> None:
     if params.batch_size < world.size:
         raise TrainingError(
-            f"train.batch_size {params.batch_size} is smaller than the {world.size} processes; choose at least "
-            "one row for each, better 64."
+            f"train.batch_size {params.batch_size} is smaller than the {world.size} processes; choose at "
+            "least one row for each, better 64."
         )
     if params.strategy == "fsdp" and params.precision == "fp16":
         raise TrainingError(
-            "train.precision fp16 does not go with train.strategy fsdp: each process would look for overflow in "
-            "its own part alone. Choose bf16, or ddp."
+            "train.precision fp16 does not go with train.strategy fsdp: each process would look for overflow "
+            "in its own part alone. Choose bf16, or ddp."
         )
     if params.strategy == "fsdp" and params.muon is not None:
         raise TrainingError(
-            "train.muon does not go with train.strategy fsdp: it needs whole matrices, of which each process then "
-            "holds some rows. Choose ddp, or leave train.muon out."
+            "train.muon does not go with train.strategy fsdp: it needs whole matrices, of which each process "
+            "then holds some rows. Choose ddp, or leave train.muon out."
         )
     if params.epochs and len(train) < params.batch_size:
         raise TrainingError(

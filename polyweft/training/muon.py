@@ -72,7 +72,7 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Bring every singular value of a matrix near 1, by five rounds of Newton and Schulz's iteration in bf16."""
+    """Bring every singular value of a matrix near 1: five rounds of Newton and Schulz's iteration in bf16."""
     one, two, three = _COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (wide / (wide.norm() + 1e-7)).bfloat16()
