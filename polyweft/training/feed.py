@@ -17,11 +17,12 @@ from polyweft.data.batches import Batch, Floats
 from polyweft.data.decode import ImageSpec
 from polyweft.data.reader import Reader
 from polyweft.losses.targets import Targets
+from polyweft.training.audio_augment import AudioAugmentParams, augment_audio
 from polyweft.training.augment import AugmentParams, augment
 
 
 class Feed:
-    """Turns batches into tensors; images are normalised and, with draws, augmented on the device."""
+    """Turns batches into tensors; images and sound are augmented, where draws are given, on the device."""
 
     def __init__(self, readers: Mapping[str, Reader], device: torch.device) -> None:
         self.readers, self.device = readers, device
@@ -32,6 +33,8 @@ class Feed:
         *,
         draws_BX: Floats | None = None,
         params: AugmentParams | None = None,
+        audio_draws_BX: Floats | None = None,
+        audio_params: AudioAugmentParams | None = None,
         size: int | None = None,
     ) -> dict[str, Tensor]:
         """By modality the model's input.
@@ -39,7 +42,9 @@ class Feed:
         Parameters
         ----------
         draws_BX
-            A row of draws a sample, as `augment.draws` gives them; None leaves the contents as they are.
+            A row of draws a sample, as `augment.draws` gives them; None leaves images as they are.
+        audio_draws_BX
+            The same for sound, from `audio_augment.audio_draws`.
         size
             Images' side in pixels; None keeps that of the reader.
         """
@@ -49,6 +54,9 @@ class Feed:
                 inputs[name] = self._image(raw, draws_BX, params, size)
             else:
                 inputs[name] = torch.from_numpy(self.readers[name].finish(raw)).to(self.device)
+            if name == "audio" and audio_draws_BX is not None and audio_params is not None:
+                numbers = torch.from_numpy(audio_draws_BX).to(self.device)
+                inputs[name] = augment_audio(inputs[name], numbers, audio_params)
         return inputs
 
     def targets(self, batch: Batch) -> Targets:

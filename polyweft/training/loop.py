@@ -36,6 +36,7 @@ from polyweft.errors import TrainingError
 from polyweft.models.family import Family
 from polyweft.progress import Bar
 from polyweft.training import checkpoint, optim, sharding
+from polyweft.training.audio_augment import audio_draws
 from polyweft.training.augment import draws, presence_draws
 from polyweft.training.curve import Curve
 from polyweft.training.distributed import World, mean_over_processes
@@ -139,6 +140,7 @@ def fit(
             order_N = together(order_N, train.group_N)
         chosen = choose_contents(train, seed=seed, epoch=epoch if params.captions == "drawn" else None)
         draws_NX = draws(len(train), seed=seed, epoch=epoch)
+        audio_draws_NX = audio_draws(len(train), seed=seed, epoch=epoch)
         presence_NM = presence_draws(len(train), len(readers), seed=seed, epoch=epoch)
         size = _image_size(params, epoch)
         model.train()
@@ -147,7 +149,14 @@ def fit(
             batch = take(train, rows_B, chosen, real_B=real_B, positives=params.positives)
             present_BM = drop_modalities(batch.present_BM, presence_NM[rows_B], params.modality_dropout)
             work = Work(
-                inputs=feed.inputs(batch, draws_BX=draws_NX[rows_B], params=params.augment, size=size),
+                inputs=feed.inputs(
+                    batch,
+                    draws_BX=draws_NX[rows_B],
+                    params=params.augment,
+                    audio_draws_BX=audio_draws_NX[rows_B],
+                    audio_params=params.augment_audio,
+                    size=size,
+                ),
                 present_BM=torch.from_numpy(present_BM).to(world.device),
                 targets=feed.targets(batch),
                 seed=_step_seed(seed, progress.step, world),

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from polyweft.config import Section
 from polyweft.data.batches import Positives
+from polyweft.training.audio_augment import AudioAugmentParams
 from polyweft.training.augment import AugmentParams
 from polyweft.training.muon import MuonParams
 
@@ -52,6 +53,7 @@ class TrainParams(Section):
     )
     modality_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="for the head, a modality")
     augment: AugmentParams
+    augment_audio: AudioAugmentParams = AudioAugmentParams()
     image_sizes: list[Annotated[int, Field(ge=8, le=1024)]] = Field(
         default=[], description="pixels a side over equal parts of the epochs; empty: the model's own"
     )
