@@ -124,15 +124,15 @@ def test_drawn_negatives_follow_torchs_seed(prepared: Path) -> None:
 
 def test_some_steps_teach_it_to_describe_and_to_tell_pairs_apart(prepared: Path) -> None:
     model, inputs, targets = built(prepared, captioning={"weight": 1.0, "label_smoothing": 0.0}, head=None)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
-    for _ in range(120):
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    for _ in range(220):
         optimizer.zero_grad()
         found = losses(model, inputs, targets)
         torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         model.after_step()
     assert float(found["captioning"].detach()) < 0.3
-    assert float(found["matching"].detach()) < 0.45
+    assert float(found["matching"].detach()) < 0.3  # 0.64 at chance
     paired = targets.has("image") & targets.has("text")
     image_NLF = model.eval().towers["image"](inputs["image"][paired])[1]
 
