@@ -46,6 +46,7 @@ class PrepareParams(Section):
     max_tokens: int = Field(ge=4, le=77, description="start and end included")
     lowercase: bool
     clip_vocabulary: str | None = Field(description="folder with CLIP's vocab.json and merges.txt")
+    tokenizer_folder: str | None = Field(default=None, description="for folder: a pretrained text model's")
     test_fraction: float = Field(gt=0, lt=1, description="where the source has no test split")
     validation_fraction: float = Field(gt=0, lt=1, description="where the source has no validation split")
     link_media: list[Medium] = Field(description="equal media of these kinds bind rows and make leaks")
@@ -121,6 +122,7 @@ def _tokenizer(
         max_tokens=params.max_tokens,
         lowercase=params.lowercase,
         clip_vocabulary=None if params.clip_vocabulary is None else workspace() / params.clip_vocabulary,
+        tokenizer_folder=None if params.tokenizer_folder is None else workspace() / params.tokenizer_folder,
     )
 
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders
 
 SPEC_FILE = "text.json"
 VOCABULARY_FILE = "tokenizer.json"
-KINDS = ("bpe", "clip", "hash")
+KINDS = ("bpe", "clip", "folder", "hash")
 HASH_RESERVED = 3
 """The first ids of a `hash` vocabulary: padding, start, end."""
 
@@ -77,7 +77,8 @@ class TextTokenizer:
     Attributes
     ----------
     kind
-        `bpe` (trained on the captions), `clip` (OpenAI's vocabulary) or `hash`.
+        `bpe` (trained on the captions), `clip` (OpenAI's vocabulary), `folder` (a pretrained model's own) or
+        `hash`.
     max_tokens
         The longest sequence, start and end included.
     pad_id, start_id, end_id
@@ -171,6 +172,8 @@ class TextTokenizer:
         """The text of ids without start, end and padding; raises `TokenizerError` for kind `hash`."""
         if self._vocabulary is None:
             raise TokenizerError("a hash vocabulary cannot be read back; prepare the data with bpe or clip")
+        if self.kind == "folder":
+            return str(self._vocabulary.decode([int(token) for token in ids], skip_special_tokens=True))
         pieces = [self._vocabulary.id_to_token(int(token)) or "" for token in ids]
         # CLIP's vocabulary marks the ends of words, a byte-level BPE their beginnings.
         text = decoders.ByteLevel().decode(pieces).replace("</w>", " ")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyweft.data.text import HASH_RESERVED, SPEC_FILE, VOCABULARY_FILE, TextTokenizer, TokenizerError
+from polyweft.data.tokenizer_folder import load_folder
 from polyweft.errors import DataError
 from polyweft.io import write_json, write_text
 
-TokenizerKind = Literal["auto", "bpe", "clip", "hash"]
+TokenizerKind = Literal["auto", "bpe", "clip", "folder", "hash"]
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 ALPHABET = 256 + 3
@@ -44,6 +45,7 @@ def write_tokenizer(
     max_tokens: int,
     lowercase: bool,
     clip_vocabulary: Path | None,
+    tokenizer_folder: Path | None = None,
 ) -> TokenizerChoice:
     """Write `tokenizer.json` (not for `hash`) and `text.json` to `folder`, and say what was chosen.
 
@@ -58,6 +60,9 @@ def write_tokenizer(
     clip_vocabulary
         A folder with CLIP's `vocab.json` and `merges.txt`.
 
+    tokenizer_folder
+        For `folder`: the folder of a pretrained text model.
+
     Raises
     ------
     DataError
@@ -65,7 +70,14 @@ def write_tokenizer(
     """
     chosen, reason = _choose(kind, clip_vocabulary)
     ids = {"pad_id": 0, "start_id": 1, "end_id": 2}
-    if chosen == "hash":
+    if chosen == "folder":
+        if tokenizer_folder is None:
+            raise DataError("prepare.tokenizer is folder, but prepare.tokenizer_folder names none. Name it.")
+        own = load_folder(tokenizer_folder)
+        ids = {"pad_id": own.pad_id, "start_id": own.start_id, "end_id": own.end_id}
+        vocabulary_size, lowercase = own.vocabulary_size, own.lowercase
+        write_text(folder / VOCABULARY_FILE, own.vocabulary.to_str(pretty=False))
+    elif chosen == "hash":
         vocabulary_size = max(vocabulary_size, HASH_RESERVED + 1)
     else:
         if chosen == "clip":

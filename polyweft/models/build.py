@@ -56,7 +56,8 @@ def save_trained(folder: Path, module: nn.Module, params: ModelParams, context: 
     with atomic_file(folder / "model.safetensors") as handle:
         handle.write(save(weights))
     config = {
-        "model": params.model_dump(),
+        # A family may have been built from folders that are not there where it is loaded.
+        "model": getattr(module, "portable", params).model_dump(),
         "classes": context.classes,
         "labels": context.labels,
         "text": context.text,
