@@ -30,7 +30,7 @@ class MuonParams(Section):
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
 
 
-def matrices(module: nn.Module) -> list[nn.Parameter]:
+def matrices(module: nn.Module) -> list[Tensor]:
     """The parameters that Muon is for."""
     found = []
     for part in module.modules():
@@ -43,7 +43,7 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW, but Muon for the groups that have the key `muon` (their momentum); one state, one schedule."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of both."""
         everything = self.param_groups
         for group in everything:
@@ -79,5 +79,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         square = x @ x.T
         x = one * x + (two * square + three * square @ square) @ x
-    found = x.T if matrix.shape[0] > matrix.shape[1] else x
+    found: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
     return found.to(matrix.dtype)

@@ -38,7 +38,9 @@ class TinyHead(nn.Module):
     def outputs(self) -> dict[str, list[int]]:
         return {name: [size] for name, size in self.sizes.items()}
 
-    def forward(self, features: dict[str, Tensor], present_BM: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, features: dict[str, Tensor], present_BM: Tensor, impute: bool | None = None
+    ) -> dict[str, Tensor]:
         parts = []
         for column, name in enumerate(self.modalities):
             if name in self.sees:

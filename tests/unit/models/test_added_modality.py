@@ -1,4 +1,4 @@
-"""A modality is added by one file and one line: it is stored, trained, evaluated and exported like the others."""
+"""A modality is one file and one line: it is stored, trained, evaluated and exported like the others."""
 
 from __future__ import annotations
 

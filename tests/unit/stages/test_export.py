@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from polyweft.config import parse_section
-from polyweft.data.text import TextTokenizer
 from polyweft.errors import ConfigError, DataError, ExportError
 from polyweft.export.acceptance import (
     ExportParams,
@@ -43,9 +42,9 @@ def names(folder: Path) -> set[str]:
 def test_it_leaves_the_whole_export_and_says_how_near_it_is() -> None:
     folder, facts = made().exported, made().report.facts
     assert names(folder) == {
-        "image.onnx", "text.onnx", "classifier.onnx", "image.int8.onnx", "text.int8.onnx", "model.json",
-        "text.json", "parity.csv", "golden/golden.json", "golden/golden.safetensors", "golden/img-000.png",
-        "golden/img-001.jpg", "golden/img-002.png", "golden/img-003.jpg", "golden/img-005.jpg",
+        "image.onnx", "text.onnx", "head.onnx", "image.int8.onnx", "text.int8.onnx", "model.json",
+        "text.json", "parity.csv", "golden/golden.json", "golden/golden.safetensors", "golden/image-000.png",
+        "golden/image-001.jpg", "golden/image-002.png", "golden/image-003.jpg", "golden/image-005.jpg",
     }  # fmt: skip
     json.dumps(facts, allow_nan=False)
     assert facts["export_hash"] == json.loads((folder / "model.json").read_text())["export_hash"]
@@ -60,7 +59,7 @@ def test_it_leaves_the_whole_export_and_says_how_near_it_is() -> None:
 def test_speed_is_said_of_this_run_alone() -> None:
     report = made().report
     assert not any("second" in name for name in report.facts)
-    assert {f"{side}_images_per_second" for side in ("torch", "onnx", "int8")} <= set(report.run_facts)
+    assert {f"{side}_image_rows_per_second" for side in ("torch", "onnx", "int8")} <= set(report.run_facts)
     assert min(report.run_facts.values()) > 0
 
 
@@ -71,18 +70,20 @@ def test_a_cnn_without_classes_and_without_int8(tmp_path: Path) -> None:
     out = tmp_path / "out"
     facts = run(plain, RUNTIME, prepared=prepared, trained=trained, out=out).facts
     assert not any("int8" in name for name in (*facts, *names(out)))
-    assert "classifier.onnx" not in names(out)
+    assert "head.onnx" not in names(out)
     assert facts["tensorrt"] == {"status": "not built", "reason": "export.tensorrt is false"}
-    # A CNN has one matrix product, its projection; its convolutions would stay float32.
+    # A CNN has one matrix product, the projection; its convolutions would stay float32.
     assert quantize_graph(out / "image.onnx", tmp_path / "image.int8.onnx") == 1
 
 
 class Noisy(OnnxPredictor):
     """An export that answers one embedding for every text: ties count against a model."""
 
-    def texts(self, input_ids_BT: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        embedding, features = super().texts(input_ids_BT)
-        return np.repeat(embedding[:1], len(embedding), axis=0), features
+    def encode(self, modality: str, inputs: np.ndarray) -> tuple[FloatArray, FloatArray]:
+        embedding, features = super().encode(modality, inputs)
+        if modality == "text":
+            embedding = np.repeat(embedding[:1], len(embedding), axis=0)
+        return embedding, features
 
 
 @pytest.fixture
@@ -92,7 +93,6 @@ def noisy() -> Sides:
         torch=load_trained(trained, threads=1),
         onnx=Noisy.load(folder, threads=1),
         int8=None,
-        tokenizer=TextTokenizer.load(folder),
         samples=samples(),
     )
 
@@ -108,8 +108,8 @@ def test_metrics_that_moved_fail_and_are_named(noisy: Sides) -> None:
 
 
 def test_golden_answers_that_differ_fail(noisy: Sides, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="golden queries differ"):
-        accept_golden(noisy, PARAMS, samples(), tmp_path)
+    with pytest.raises(ExportError, match=r"text_embedding differs from PyTorch.*golden queries"):
+        accept_golden(noisy, PARAMS, samples(), tmp_path, generation=None)
 
 
 def test_a_wrong_int8_variant_is_reported_and_not_accepted(noisy: Sides) -> None:
@@ -121,8 +121,8 @@ def test_a_wrong_int8_variant_is_reported_and_not_accepted(noisy: Sides) -> None
 
 
 def test_data_of_one_modality_has_speeds_for_it_alone(noisy: Sides) -> None:
-    found = speeds(replace(noisy, samples=[sample(1, text=False)]))
-    assert set(found) == {"torch_images_per_second", "onnx_images_per_second"}
+    found = speeds(replace(noisy, samples=[sample(1, lacks=["text"])]))
+    assert set(found) == {"torch_image_rows_per_second", "onnx_image_rows_per_second"}
 
 
 def test_a_split_without_rows_is_named(tmp_path: Path) -> None:
