@@ -1,0 +1,1 @@
+"""Training speed, measured against open_clip in the same run: `python -m bench.training`."""

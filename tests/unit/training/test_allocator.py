@@ -1,0 +1,33 @@
+"""Freed memory stays with the process: the second use of a large block brings no new pages."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from polyweft.training.allocator import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+faults = []
+for _ in range(3):
+    torch.ones(2**24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[2] - faults[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
+def test_a_freed_block_is_used_again() -> None:
+    pages = {
+        way: int(subprocess.run([sys.executable, "-c", SCRIPT, way], capture_output=True, check=True).stdout)
+        for way in ("given back", "kept")
+    }
+    assert pages["given back"] > 1000
+    assert pages["kept"] < 100
