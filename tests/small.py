@@ -12,15 +12,12 @@ import numpy as np
 from polyweft.config import parse_section
 from polyweft.data.batches import Arrays, load_arrays
 from polyweft.data.shards import DATASET_FILE, Sample, write_split
+from polyweft.data.tokenizer_training import write_tokenizer
 from polyweft.io import write_json
 from polyweft.models.build import build_model, context_of_data
 from polyweft.models.family import BuildContext, Family, ModelParams
 from polyweft.training.params import TrainParams
 
-TEXT = {
-    "kind": "hash", "max_tokens": 8, "pad_id": 0, "start_id": 1, "end_id": 2, "vocabulary_size": 4000,
-    "lowercase": True,
-}  # fmt: skip
 CLASSES, LABELS = ["dark", "light"], ["even", "high", "odd"]
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
 
@@ -29,11 +26,16 @@ IMAGE = {
     "background": [255, 255, 255], "max_pixels": 1000, "cnn": {"channels": [8, 16], "blocks": [0, 1]},
 }  # fmt: skip
 TEXT_TOWER = {"tower": "transformer", "transformer": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1}}
-AUDIO = {"rate": 4000, "seconds": 0.1, "mels": 16, "window_ms": 16.0, "hop_ms": 8.0, "channels": [8, 16], "blocks": [0, 1]}  # fmt: skip
+AUDIO = {
+    "rate": 4000, "seconds": 0.1, "mels": 16, "window_ms": 16.0, "hop_ms": 8.0,
+    "channels": [8, 16], "blocks": [0, 1],
+}  # fmt: skip
 HEAD = {
     "sees": ["image", "text"], "fusion": "early", "hidden": 8, "dropout": 0.1, "missing": "learned",
     "tasks": {"single_label": 1.0},
 }  # fmt: skip
+VIDEO = {"frames": 2, "size": 16, "cnn": {"channels": [8, 16], "blocks": [0, 1]}, "pooling": "attention"}
+GRAPH = {"nodes": 8, "names": 4, "attributes": 4, "relations": 4, "width": 16}
 SIZES = {"embedding_size": 8, "feature_size": 16}
 DUAL_TOWER: dict[str, Any] = {
     "family": "dual_tower", **SIZES, "encoders": {"image": IMAGE, "text": TEXT_TOWER},
@@ -60,10 +62,15 @@ def train_params(**changes: Any) -> TrainParams:
 
 
 def sample(number: int, seed: int = 0, *, without: tuple[str, ...] = ()) -> Sample:
-    """Row `number`: a number below eight, drawn by brightness, named in the caption and sounded in the clip."""
+    """Row `number`: a number below eight, as brightness, in words, as a tone, and so on."""
     rng = np.random.default_rng([seed, number])
     value = int(rng.integers(0, len(NUMBERS)))
-    media = {"image": _png(value, rng), "audio": _wav(value, rng), "graph": _graph(value)}
+    media = {
+        "image": _png(value, rng),
+        "audio": _wav(value, rng),
+        "video": _film(value),
+        "graph": _graph(value),
+    }
     labels = [["even", "odd"][value % 2], *(["high"] if value > 3 else [])]
     return Sample(
         id=f"row-{number}",
@@ -76,7 +83,7 @@ def sample(number: int, seed: int = 0, *, without: tuple[str, ...] = ()) -> Samp
         leak=False,
         difficulty=float(value),
         media={name: content for name, content in media.items() if name not in without},
-        extensions={"image": "png", "audio": "wav", "graph": "graph"},
+        extensions={"image": "png", "audio": "wav", "video": "mp4", "graph": "graph"},
     )
 
 
@@ -91,13 +98,16 @@ def prepare(folder: Path, *, train: int = 24, others: int = 10) -> Path:
         shards[split] = write_split(folder, split, rows, shard_samples=16)
         first += count
     total = sum(counts.values())
-    modalities = {"image": total, "text": total, "audio": total, "video": 0, "graph": total}
+    modalities = {"image": total, "text": total, "audio": total, "video": total, "graph": total}
     write_json(
         folder / DATASET_FILE,
         {"classes": CLASSES, "labels": LABELS, "splits": counts, "shards": shards,
          "modalities": modalities, "languages": ["en"]},
     )  # fmt: skip
-    write_json(folder / "text.json", TEXT)
+    captions = [f"the number {number}" for number in NUMBERS]
+    write_tokenizer(
+        folder, captions, kind="bpe", vocabulary_size=300, max_tokens=12, lowercase=True, clip_vocabulary=None
+    )
     return folder
 
 
@@ -134,6 +144,20 @@ def _wav(value: int, rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.astype(np.float32), 4000, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def _film(value: int) -> bytes:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(4):
+            picture = np.full((32, 32, 3), 20 + 25 * value + 4 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()
 
 
 def _graph(value: int) -> bytes:

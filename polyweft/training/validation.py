@@ -28,7 +28,8 @@ def validate(model: Family, arrays: Arrays, feed: Feed, world: World) -> dict[st
 
     Recall@1 between each two modalities both ways, `accuracy` of exclusive classes, `label_f1`
     (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)), `caption_likelihood` (the inverse of
-    the captions' perplexity). The rows are divided over the processes; each returns the same numbers. What the split cannot tell is left out; `score` is absent when nothing is left.
+    the captions' perplexity). The rows are divided over the processes; each returns the same numbers. What
+    the split cannot tell is left out; `score` is absent when nothing is left.
     """
     chosen = choose_contents(arrays, seed=0, epoch=None)
     share = -(-len(arrays) // world.size)
