@@ -1,9 +1,11 @@
-"""Text tower: a bidirectional Transformer, read at the end token as CLIP does (Radford et al., 2021).
+"""Text tower: a bidirectional Transformer, read at the end token as CLIP (Radford et al., 2021), or averaged.
 
 Shape suffixes: B rows, T tokens, D width.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,12 +17,13 @@ from polyweft.models.transformer import Transformer, first_position, init_weight
 
 
 class TextParams(Section):
-    """`model.encoders.text.transformer`: width, layers, heads and dropout of the text tower."""
+    """`model.encoders.text.transformer`."""
 
     width: int = Field(ge=16, le=2048)
     layers: int = Field(ge=1, le=48)
     heads: int = Field(ge=1, le=32)
     dropout: float = Field(ge=0.0, lt=1.0)
+    pool: Literal["end", "mean"] = Field(default="end", description="the end token, or the mean")
 
 
 class TextTransformer(nn.Module):
@@ -37,7 +40,7 @@ class TextTransformer(nn.Module):
                 f"model.encoders.text.transformer.heads {params.heads} does not divide its width "
                 f"{params.width}; choose heads that divide the width."
             )
-        self.end_id = end_id
+        self.end_id, self.pool = end_id, params.pool
         self.words = nn.Embedding(vocabulary_size, params.width)
         self.positions = nn.Embedding(max_tokens, params.width)
         self.dropout = nn.Dropout(params.dropout)
@@ -47,6 +50,10 @@ class TextTransformer(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Features (B, D)."""
+        if self.pool == "mean":
+            tokens_BTD = self.tokens(ids_BT)
+            mean: Tensor = tokens_BTD.sum(dim=1) / (tokens_BTD != 0).any(dim=2).sum(dim=1, keepdim=True)
+            return mean
         there_BT, end_B = self._extent(ids_BT)
         out: Tensor = self.transformer(self._embed(ids_BT), there_BT[:, None, None], at_B=end_B)
         return out
