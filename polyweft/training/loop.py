@@ -179,7 +179,10 @@ def fit(
                 (epoch + 1) % params.validate_every == 0 or epoch + 1 == params.epochs
             ):
                 with learner.averaged():
-                    scores = validate(model, validation, feed, world) if len(validation) else {}
+                    removing = params.modality_dropout > 0
+                    scores = (
+                        validate(model, validation, feed, world, removing=removing) if len(validation) else {}
+                    )
                     learner.choose(scores, epoch)
                 around.log({f"validation_{name}": value for name, value in scores.items()}, progress.step)
                 bar.say(_line(progress, row, epoch, params.epochs, seen / (time.perf_counter() - begin)))
