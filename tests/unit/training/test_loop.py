@@ -108,6 +108,18 @@ def test_early_stopping_keeps_the_best_weights(prepared: Path, tmp_path: Path) -
     assert scores[progress.best_epoch - 1] == pytest.approx(max(scores), abs=1e-5)
 
 
+def test_where_training_hides_modalities_each_is_also_validated_alone(
+    prepared: Path, tmp_path: Path
+) -> None:
+    plain = _fit(prepared, tmp_path / "plain", epochs=1).progress.validations[-1]
+    hiding = _fit(prepared, tmp_path / "hiding", epochs=1, modality_dropout=0.3).progress.validations[-1]
+    alone = {"accuracy_without_image", "accuracy_without_text"}
+    assert not alone & set(plain)
+    assert alone <= set(hiding)
+    given = [value for name, value in hiding.items() if name not in ("epoch", "score")]
+    assert hiding["score"] == pytest.approx(sum(given) / len(given), abs=1e-5)
+
+
 def test_a_frozen_tower_stays_as_it_was(prepared: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     fresh = small.built(prepared)[0].state_dict()
