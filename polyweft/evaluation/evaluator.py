@@ -135,7 +135,8 @@ def evaluate_split(
         templates=params.zero_shot_templates,
         batch_size=params.batch_size,
     )
-    rows, ranks = split.rows(np.ones(len(samples), dtype=bool))
+    all_N = np.ones(len(samples), dtype=bool)
+    rows, ranks = split.rows(all_N)
     if len(rows) <= 1:
         raise DataError(
             f"split {params.split!r} has {len(samples)} rows, but none with two of the modalities "
@@ -144,14 +145,16 @@ def evaluate_split(
         )
     bounds = intervals(rows, samples=params.bootstrap_samples, seed=seed)
     metrics = _flat(rows, bounds, "")
-    removed = split.removals(bootstrap_samples=params.bootstrap_samples, seed=seed)
-    metrics |= _removal_metrics(removed) | split.counts(rows)
+    removed = split.removals(all_N, bootstrap_samples=params.bootstrap_samples, seed=seed)
+    metrics |= _removal_metrics(removed, "") | split.counts(rows)
     leaks_N = np.array([sample.leak for sample in samples])
     if 0 < leaks_N.sum() < len(samples):
         clean_rows, _ = split.rows(~leaks_N)
         if len(clean_rows) > 1:
             clean_bounds = intervals(clean_rows, samples=params.bootstrap_samples, seed=seed)
             metrics |= _flat(clean_rows, clean_bounds, "_without_leaks")
+            clean = split.removals(~leaks_N, bootstrap_samples=params.bootstrap_samples, seed=seed)
+            metrics |= _removal_metrics(clean, "_without_leaks")
     classes, confusion_CC = confusion(rows)
     return Evaluation(
         metrics=metrics,
@@ -181,11 +184,11 @@ def _flat(rows: Rows, bounds: Mapping[str, tuple[float, float]], suffix: str) ->
     return metrics
 
 
-def _removal_metrics(removed: Sequence[Removal]) -> Metrics:
+def _removal_metrics(removed: Sequence[Removal], end: str) -> Metrics:
     metrics: Metrics = {}
     for line in removed:
         for suffix, (value, low, high) in line.values.items():
-            name = f"{line.metric}_{suffix}"
+            name = f"{line.metric}_{suffix}{end}"
             metrics |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return metrics
 

@@ -86,9 +86,9 @@ class Split:
         rows |= caption_rows(self.captions, keep_N, unit_N, len(ids))
         return rows, ranks
 
-    def removals(self, *, bootstrap_samples: int, seed: int) -> list[Removal]:
-        """Each task without each modality that the head sees."""
-        has = {name: contents.first_N >= 0 for name, contents in self._contents.items()}
+    def removals(self, keep_N: BoolArray, *, bootstrap_samples: int, seed: int) -> list[Removal]:
+        """Each task without each modality that the head sees, over the rows that are kept."""
+        has = {name: (contents.first_N >= 0) & keep_N for name, contents in self._contents.items()}
 
         def rows(answers: Answers, keep_N: BoolArray) -> Rows:
             ids, unit_N = self._units.of(keep_N)

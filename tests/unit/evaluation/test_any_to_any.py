@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ def test_a_modality_is_taken_away_where_another_is_left(words: Readers) -> None:
     assert "accuracy_without_image_imputed" not in found.metrics
     removed = [p for p in model.seen_present if not p[:, 0].any()]
     assert sum(map(len, removed)) == 20
+
+
+def test_a_modality_is_also_taken_away_from_the_rows_that_are_no_leaks_alone(words: Readers) -> None:
+    rows = [replace(row, leak=place < 5) for place, row in enumerate(rows_of())]
+    model = three(words, classes=CLASSES, answers=answers_by_number(), sees=["image", "audio"])
+    found, clean = evaluate(model, rows).metrics, evaluate(model, rows[5:]).metrics
+    assert {line.samples for line in evaluate(model, rows).removals} == {20}
+    for name in ("accuracy_with_image", "accuracy_without_image"):
+        for end in ("", "_low", "_high"):
+            assert found[f"{name}_without_leaks{end}"] == pytest.approx(clean[f"{name}{end}"])
 
 
 def test_both_stand_ins_for_what_is_absent_are_compared(words: Readers) -> None:
