@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     made = add("lineage", show_lineage, "where a version comes from; --verify recomputes every hash")
     made.add_argument("reference", metavar="NAME@ALIAS", help="or NAME/VERSION")
     made.add_argument("--verify", action="store_true", help="fail where one byte differs, and name the file")
+    made = add("weights", bring_weights, "copy a version's trained folder, to start from: train.init_from")
+    made.add_argument("reference", metavar="NAME@ALIAS", help="or NAME/VERSION")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     made = add("promote", promote, "make a version the champion and serve it")
     made.add_argument("name", metavar="NAME")
     made.add_argument("version", metavar="VERSION", type=int)
@@ -140,6 +143,16 @@ def show_lineage(given: argparse.Namespace) -> int:
     rows = _lineage_rows(record, runs)
     _print_table(("stage", "", "what", "md5 or value", "MLflow run"), rows)
     return _verify(version, record) if given.verify else 0
+
+
+def bring_weights(given: argparse.Namespace) -> int:
+    """Copy the folder that `train` left for a version into `--out`."""
+    from registry import lineage
+
+    version = versions.resolve(given.reference)
+    lineage.restore_output(lineage.load_record(version), "data/train", given.out)
+    print(f"{given.out}: weights of {version.name} version {version.version}. train.init_from may name it.")
+    return 0
 
 
 def _lineage_rows(record: dict[str, Any], runs: dict[str, str | None]) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from typing import Any
 from polyweft.config import read_yaml
 from polyweft.errors import ConfigError, DataError, RegistryError
 from polyweft.hashing import list_folder, md5_file, md5_listing
-from polyweft.io import read_json
+from polyweft.io import inside, read_json, write_bytes
 from polyweft.spool import pipeline_key
 from polyweft.workspace import git_commit
 from registry.versions import Version, connect, experiment_id, mlflow_errors, set_tags
@@ -117,6 +117,31 @@ def load_record(version: Version) -> Record:
             f"{version.tags.get(RECORD_HASH)}. Run `dvc repro --force register` where the model was made."
         )
     return record
+
+
+def restore_output(record: Record, output: str, into: Path) -> None:
+    """Copy a folder that a version was made from, such as `data/train`, out of DVC's cache.
+
+    Each file is written whole, and only with the bytes that the record states.
+
+    Raises
+    ------
+    RegistryError
+        The record does not list the folder, or the cache lacks a file of it.
+    """
+    if output not in record["files"]:
+        raise RegistryError(
+            f"the version's record lists no files of {output}; it has {sorted(record['files'])}."
+        )
+    for entry in record["files"][output]:
+        md5 = entry["md5"]
+        stored = _CACHE / md5[:2] / md5[2:]
+        if not stored.is_file() or md5_file(stored) != md5:
+            raise RegistryError(
+                f"DVC's cache has no whole copy of {output}/{entry['relpath']} (md5 {md5}). "
+                "`dvc pull --all-commits` brings it where a remote has it."
+            )
+        write_bytes(inside(into, entry["relpath"]), stored.read_bytes())
 
 
 def find_runs(record: Record) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import re
 import signal
@@ -115,6 +116,13 @@ def test_lineage_verifies_and_one_flipped_byte_names_the_file(ran: Clone) -> Non
     finally:
         target.write_bytes(content)
     assert "data/train/model.safetensors" in said.replace("\n", "")
+
+
+def test_the_champions_weights_come_back_to_start_from(ran: Clone) -> None:
+    ran.run("python", "-m", "registry", "weights", f"{NAME}@champion", "--out", "models/champion")
+    for trained in (ran.folder / "data" / "train").iterdir():
+        assert (ran.folder / "models" / "champion" / trained.name).read_bytes() == trained.read_bytes()
+    shutil.rmtree(ran.folder / "models")
 
 
 def test_predict_answers_from_the_export_without_a_server(ran: Clone) -> None:
