@@ -179,9 +179,13 @@ def fit(
                 (epoch + 1) % params.validate_every == 0 or epoch + 1 == params.epochs
             ):
                 with learner.averaged():
-                    removing = params.modality_dropout > 0
-                    scores = (
-                        validate(model, validation, feed, world, removing=removing) if len(validation) else {}
+                    scores = validate(
+                        model,
+                        validation,
+                        feed,
+                        world,
+                        removing=params.modality_dropout > 0,
+                        positives=params.positives,
                     )
                     learner.choose(scores, epoch)
                 around.log({f"validation_{name}": value for name, value in scores.items()}, progress.step)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from polyweft.data.batches import Arrays, choose_contents, take
+from polyweft.data.batches import Arrays, Positives, choose_contents, take
 from polyweft.losses.gather import gather_rows
 from polyweft.models.family import Family
 from polyweft.training.distributed import World
@@ -25,17 +25,25 @@ Floats = npt.NDArray[np.float32]
 
 
 def validate(
-    model: Family, arrays: Arrays, feed: Feed, world: World, *, removing: bool = False
+    model: Family,
+    arrays: Arrays,
+    feed: Feed,
+    world: World,
+    *,
+    removing: bool = False,
+    positives: Positives = "content",
 ) -> dict[str, float]:
     """What the split tells of the model, each row with its first content; and the mean of it, `score`.
 
-    Recall@1 between each two modalities both ways, `accuracy` of exclusive classes, `label_f1`
+    Recall@1 between each two modalities both ways, right being what `positives` says, `accuracy` of exclusive classes, `label_f1`
     (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)), `caption_likelihood` (the inverse of
     the captions' perplexity). With `removing`, also the head's scores without each modality that it sees,
     over the rows that have another: `accuracy_without_<modality>`. The rows are divided over the processes;
     each returns the same numbers. What the split cannot tell is left out; `score` is absent when nothing is
     left.
     """
+    if not len(arrays):
+        return {}
     chosen = choose_contents(arrays, seed=0, epoch=None)
     share = -(-len(arrays) // world.size)
     mine = np.minimum(np.arange(world.rank * share, (world.rank + 1) * share), len(arrays) - 1)
@@ -61,7 +69,7 @@ def validate(
         for name in sorted(parts[0])
     }
     everything_N = np.ones(len(arrays), bool)
-    scores = _retrieval(arrays, chosen, found) | _tasks(arrays, found, everything_N)
+    scores = _retrieval(arrays, chosen, found, positives) | _tasks(arrays, found, everything_N)
     for name in without:
         left_N = np.any([chosen[other] >= 0 for other in without if other != name], axis=0)
         said_N = {key: found[f"{key}_without_{name}"] for key in ANSWERS if f"{key}_without_{name}" in found}
@@ -91,15 +99,18 @@ def _answers(model: Family, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _retrieval(
-    arrays: Arrays, chosen: dict[str, npt.NDArray[np.int64]], found: dict[str, Floats]
+    arrays: Arrays, chosen: dict[str, npt.NDArray[np.int64]], found: dict[str, Floats], positives: Positives
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
+    shared_N = {"group": arrays.group_N, "label": arrays.class_N}.get(positives)
+    if shared_N is not None:
+        shared_N = np.where(shared_N >= 0, shared_N, -1 - np.arange(len(arrays)))
     for one, other in itertools.combinations(arrays.contents, 2):
         paired_N = (chosen[one] >= 0) & (chosen[other] >= 0)
         if f"{one}_embedding" not in found or f"{other}_embedding" not in found or not paired_N.any():
             continue
         first, second = (found[f"{name}_embedding"][paired_N] for name in (one, other))
-        keys = [chosen[name][paired_N] for name in (one, other)]
+        keys = [(chosen[name] if shared_N is None else shared_N)[paired_N] for name in (one, other)]
         right = (keys[0][:, None] == keys[0][None]) | (keys[1][:, None] == keys[1][None])
         cosine = first @ second.T
         scores[f"{one}_to_{other}_recall_at_1"] = _recall_at_1(cosine, right)
