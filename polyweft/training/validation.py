@@ -35,12 +35,12 @@ def validate(
 ) -> dict[str, float]:
     """What the split tells of the model, each row with its first content; and the mean of it, `score`.
 
-    Recall@1 between each two modalities both ways, right being what `positives` says, `accuracy` of exclusive classes, `label_f1`
-    (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)), `caption_likelihood` (the inverse of
-    the captions' perplexity). With `removing`, also the head's scores without each modality that it sees,
-    over the rows that have another: `accuracy_without_<modality>`. The rows are divided over the processes;
-    each returns the same numbers. What the split cannot tell is left out; `score` is absent when nothing is
-    left.
+    Recall@1 between each two modalities both ways, right being what `positives` calls so, `accuracy` of
+    exclusive classes, `label_f1` (micro, at 0.5), `regression_fit` (1 / (1 + mean absolute error)),
+    `caption_likelihood` (the inverse of the captions' perplexity). With `removing`, also the head's scores
+    without each modality that it sees, over the rows that have another: `accuracy_without_<modality>`. The
+    rows are divided over the processes; each returns the same numbers. What the split cannot tell is left
+    out; `score` is absent when nothing is left.
     """
     if not len(arrays):
         return {}
