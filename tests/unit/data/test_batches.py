@@ -1,4 +1,4 @@
-"""An epoch shows every row once, whatever the batch, the processes or the order; absent contents stay absent."""
+"""An epoch shows every row once, whatever the batch, the processes or the order; what is absent stays so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Towers embed on the unit sphere, ignore padding, keep what is absent out of the head, and come back whole."""
+"""Towers embed on the unit sphere, ignore padding, keep what is absent out of heads, and come back whole."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def prepare(folder: Path) -> Path:
 
 def train(folder: Path, prepared: Path, section: dict[str, Any]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "text.json").write_bytes((prepared / "text.json").read_bytes())
+    for name in ("text.json", "tokenizer.json"):
+        (folder / name).write_bytes((prepared / name).read_bytes())
     torch.manual_seed(0)
     module, context = small.built(prepared, section)
     save_trained(folder, module, small.model_params(section), context)

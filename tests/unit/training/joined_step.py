@@ -1,4 +1,4 @@
-"""One step's losses and gradients, in one process or in its part of several: `python -m ... RANK WORLD FOLDER`.
+"""One step's losses and gradients, in one process or its part of several: `python -m ... RANK WORLD FOLDER`.
 
 FOLDER holds the prepared rows; a process of several leaves what `Learner.backward` gave, which is averaged.
 """
@@ -30,10 +30,12 @@ TRIMODAL = {
     "encoders": {"image": small.IMAGE, "text": STILL, "audio": small.AUDIO},
     "head": {**HEAD, "sees": ["image", "text", "audio"], "fusion": "attention"},
 }
+LIGHT = 0.1
+"""Of the contrast: at 1 its gradients reach 10, where 1e-6 is below the last place of float32."""
 CASES: dict[str, dict[str, Any]] = {
-    "infonce": TOWERS,
-    "siglip": {**TOWERS, "contrast": {"loss": "siglip", "chunk": 3}},
-    "trimodal": TRIMODAL,
+    "infonce": {**TOWERS, "contrast": {"loss": "infonce", "weight": LIGHT}},
+    "siglip": {**TOWERS, "contrast": {"loss": "siglip", "chunk": 3, "weight": LIGHT}},
+    "trimodal": {**TRIMODAL, "contrast": {"loss": "infonce", "weight": LIGHT}},
 }
 ROWS = 8
 

@@ -1,4 +1,4 @@
-"""Several processes, and micro-batches, give the losses and the gradients of one process on the joined batch."""
+"""Several processes, and micro-batches, give the losses and gradients of one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -21,7 +21,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.prepare(tmp_path_factory.mktemp("loop"), train=40, others=16)
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     pass
 
 
@@ -42,7 +42,7 @@ def _fit(
 
     def log(metrics: dict[str, float], step: int) -> None:
         if stop_at is not None and step >= stop_at:
-            raise _Stopped
+            raise _StoppedError
 
     def stopping() -> bool:
         nonlocal steps
@@ -84,7 +84,7 @@ def test_a_run_that_stops_and_resumes_ends_with_the_same_bytes(
     prepared: Path, tmp_path: Path, every: int, changes: dict[str, Any]
 ) -> None:
     whole = _fit(prepared, tmp_path / "whole", checkpoint_steps=every, **changes)
-    with pytest.raises(_Stopped):
+    with pytest.raises(_StoppedError):
         _fit(prepared, tmp_path / "parts", stop_at=10, checkpoint_steps=every, **changes)
     resumed = _fit(prepared, tmp_path / "parts", checkpoint_steps=every, **changes)
     assert resumed.resumed_from > 0
@@ -108,9 +108,7 @@ def test_early_stopping_keeps_the_best_weights(prepared: Path, tmp_path: Path) -
     assert scores[progress.best_epoch - 1] == pytest.approx(max(scores), abs=1e-5)
 
 
-def test_where_training_hides_modalities_each_is_also_validated_alone(
-    prepared: Path, tmp_path: Path
-) -> None:
+def test_where_training_hides_modalities_each_is_also_validated_alone(prepared: Path, tmp_path: Path) -> None:
     plain = _fit(prepared, tmp_path / "plain", epochs=1).progress.validations[-1]
     hiding = _fit(prepared, tmp_path / "hiding", epochs=1, modality_dropout=0.3).progress.validations[-1]
     alone = {"accuracy_without_image", "accuracy_without_text"}
