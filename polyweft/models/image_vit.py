@@ -45,7 +45,7 @@ class ImageVit(nn.Module):
                 "choose heads that divide the width."
             )
         width, classed = params.width, params.pool == "class_token"
-        self.patches = nn.Conv2d(3, width, params.patch, params.patch, bias=False)
+        self.patch, self.patches = params.patch, nn.Linear(3 * params.patch**2, width, bias=False)
         self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02)) if classed else None
         length = (size // params.patch) ** 2 + classed
         self.positions = nn.Parameter(torch.empty(1, length, width).normal_(std=0.02))
@@ -69,7 +69,10 @@ class ImageVit(nn.Module):
         return out
 
     def _embed(self, pixels_B3HW: Tensor) -> Tensor:
-        x_BLD: Tensor = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
+        side, patch = pixels_B3HW.shape[2] // self.patch, self.patch
+        # A product, not a convolution with that stride: on a CPU its backward pass uses one core.
+        parts = pixels_B3HW.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
+        x_BLD: Tensor = self.patches(parts.reshape(-1, side**2, 3 * patch**2))
         if self.class_token is not None:
             token_B1D = self.class_token.expand(x_BLD.shape[0], -1, -1).to(x_BLD.dtype)
             x_BLD = torch.cat([token_B1D, x_BLD], dim=1)
