@@ -22,7 +22,7 @@ from polyweft.training.loop import Learner, Surroundings
 from tests import small
 
 STILL = {"tower": "transformer", "transformer": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.0}}
-HEAD = {**small.HEAD, "dropout": 0.0}
+HEAD = {**small.HEAD, "dropout": 0.0, "tasks": {"single_label": 0.1}}
 TOWERS = {**small.DUAL_TOWER, "encoders": {"image": small.IMAGE, "text": STILL}, "head": HEAD}
 TRIMODAL = {
     **TOWERS,
@@ -31,7 +31,7 @@ TRIMODAL = {
     "head": {**HEAD, "sees": ["image", "text", "audio"], "fusion": "attention"},
 }
 LIGHT = 0.1
-"""Of the contrast: at 1 its gradients reach 10, where 1e-6 is below the last place of float32."""
+"""Weight of each loss: at 1 gradients reach 10, where 1e-6 is below the last place of float32."""
 CASES: dict[str, dict[str, Any]] = {
     "infonce": {**TOWERS, "contrast": {"loss": "infonce", "weight": LIGHT}},
     "siglip": {**TOWERS, "contrast": {"loss": "siglip", "chunk": 3, "weight": LIGHT}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,11 +151,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(
     section = {**small.DUAL_TOWER, "head": {**small.HEAD, "tasks": {"regression": 1.0}, "huber": None}}
     _, context = small.built(prepared, section)
     rows = small.arrays(prepared, context)
-    rows.value_N[17] = 3e38
-    with pytest.raises(TrainingError, match=r"loss of step [0-4] is not finite .*its rows: .*row-17") as stop:
+    rows.value_N[17] = np.inf
+    with pytest.raises(TrainingError, match=r"loss of step 0 is not finite .*its rows: row-") as stop:
         _fit(prepared, tmp_path, section=section, rows=rows)
-    step = int(str(stop.value).split("step ")[1].split()[0])
-    assert (tmp_path / f"step-{step:09d}").is_dir()
+    assert "regression" in str(stop.value)
+    assert (tmp_path / "step-000000000").is_dir()
 
 
 def test_no_epochs_leave_the_initial_weights(prepared: Path, tmp_path: Path) -> None:
