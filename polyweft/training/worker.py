@@ -29,6 +29,7 @@ from polyweft.models.family import ModelParams
 from polyweft.processes import die_with_parent
 from polyweft.progress import Bar
 from polyweft.stage_run import StageRun
+from polyweft.training.allocator import keep_freed_memory
 from polyweft.training.distill import DistillationTeacher
 from polyweft.training.distributed import World, world
 from polyweft.training.init_from import load_into
@@ -42,6 +43,7 @@ from polyweft.workspace import workspace
 def main() -> int:
     """Train as the specification says; an error of ours goes into `error.json` beside it, and exit code 1."""
     die_with_parent()
+    keep_freed_memory()
     faulthandler.enable()
     ready = time.time()
     place = Path(sys.argv[1])

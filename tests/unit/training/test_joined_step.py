@@ -55,7 +55,7 @@ def test_every_loss_and_every_tower_takes_part(one: dict[str, Tensor]) -> None:
 
 
 def test_one_process_in_micro_batches(folder: Path, one: dict[str, Tensor]) -> None:
-    _same(outcome(ALONE, folder / "prepared", folder / "micro", 2), one)
+    _same(outcome(ALONE, folder / "prepared", folder / "micro", 4), one)
 
 
 def test_two_processes_with_accumulation_1(folder: Path, one: dict[str, Tensor]) -> None:
@@ -63,4 +63,4 @@ def test_two_processes_with_accumulation_1(folder: Path, one: dict[str, Tensor])
 
 
 def test_two_processes_with_accumulation_4(folder: Path, one: dict[str, Tensor]) -> None:
-    _same(load_file(folder / "two-1.safetensors"), one)
+    _same(load_file(folder / "two-2.safetensors"), one)
