@@ -124,7 +124,7 @@ def test_drawn_negatives_follow_torchs_seed(prepared: Path) -> None:
 
 def test_some_steps_teach_it_to_describe_and_to_tell_pairs_apart(prepared: Path) -> None:
     model, inputs, targets = built(prepared, captioning={"weight": 1.0, "label_smoothing": 0.0}, head=None)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     for _ in range(220):
         optimizer.zero_grad()
         found = losses(model, inputs, targets)
@@ -140,18 +140,18 @@ def test_some_steps_teach_it_to_describe_and_to_tell_pairs_apart(prepared: Path)
         with torch.no_grad():
             return model.decoder(torch.from_numpy(ids_BT), image_NLF[torch.from_numpy(rows_B)])[:, -1].numpy()
 
-    spec = GenerationSpec("beam", beams=2, max_tokens=5)
+    spec = GenerationSpec("beam", beams=2, max_tokens=8)
     written = generate(step, len(image_NLF), spec, Special(start=1, end=2, pad=0))
     right = [
         [1, *ids, 2] == row[: len(ids) + 2].tolist()
         for ids, row in zip(written, targets.ids_BT[paired], strict=True)
     ]
-    assert np.mean(right) > 0.7
+    assert np.mean(right) > 0.9
 
 
 def test_captions_longer_than_the_texts_of_the_data_are_refused(prepared: Path) -> None:
-    with pytest.raises(ConfigError, match="Choose at most 7"):
-        built(prepared, generation={"strategy": "greedy", "max_tokens": 8})
+    with pytest.raises(ConfigError, match="Choose at most 11"):
+        built(prepared, generation={"strategy": "greedy", "max_tokens": 12})
 
 
 def test_it_needs_image_text_and_a_joint_space(prepared: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -44,6 +45,12 @@ def _when(condition: Callable[[], bool], action: Callable[[], None]) -> threadin
     return thread
 
 
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine reaches it; gloo's may be written as IPv6 (::ffff:127.0.0.1)."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
 def _agents() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "polyweft.training.launch" in p.cmdline()]
 
@@ -78,7 +85,8 @@ def test_training_goes_on_when_either_agent_is_killed(victim: int, tmp_path: Pat
     killer = _when(lambda: len(_steps(tmp_path)) >= 5, kill)
     assert launch(spec, processes=2, agents=2, threads=1, worker=WORKER) == 0
     killer.join()
-    assert seen[0] == {"127.0.0.1"}, "agents and workers listen on loopback alone"
+    assert seen[0], "agents and workers listen"
+    assert all(_is_loopback(address) for address in seen[0]), f"on loopback alone, not on {seen[0]}"
     steps = _steps(tmp_path)
     smaller = next(place for place, line in enumerate(steps) if line["size"] == 1)
     assert [line["size"] for line in steps] == [2] * smaller + [1] * (len(steps) - smaller)
