@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from flows import graph
-from flows.server import starting
-from polyweft.errors import FlowError, PolyweftError
+from flows.served import answer
+from polyweft.errors import FlowError
 from polyweft.io import read_json, write_text
 from polyweft.processes import guarded
-from polyweft.workspace import quiet_environment, state_folder
+from polyweft.workspace import state_folder
 
 PREPARED = Path("data/prepare")
 TABLE = Path("reports/compare.md")
@@ -162,23 +161,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a params file a model")
     given = parser.parse_args(arguments)
-    quiet_environment()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with starting(pages=False) as server:
-            if server is not None:
-                server.wait()
-            cells = rows(compare(given.files))
+
+    def work() -> str:
+        cells = rows(compare(given.files))
         write_text(TABLE, markdown(cells))
         write_text(PAGE, page(cells))
-        print(f"{markdown(cells)}\npage: {PAGE}")
-    except PolyweftError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("compare: stopped by Ctrl-C.", file=sys.stderr)
-        return 130
-    return 0
+        return f"{markdown(cells)}\npage: {PAGE}"
+
+    return answer("compare", work)
 
 
 if __name__ == "__main__":

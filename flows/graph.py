@@ -124,9 +124,25 @@ def reproduce(
         DVC, the stage and all below it first, sessions of their own included. If this process itself is
         killed, the kernel kills DVC, and the stage's own watch does the rest.
     """
+    code, lines = _run(
+        ["repro", "--single-item", stage],
+        on_line=on_line,
+        root=root,
+        key=key,
+    )
+    if code != 0:
+        raise _failure(stage, code, lines)
+    cached = any("skipping" in line and f"'{stage}'" in line for line in lines)
+    return "cached" if cached else "ran"
+
+
+def _run(
+    arguments: list[str], *, on_line: Callable[[str], None], root: Path, key: str | None = None
+) -> tuple[int, list[str]]:
+    """Run DVC in a process group of its own; its exit code and the lines that count. Nothing outlives it."""
     lines: list[str] = []
     process = subprocess.Popen(
-        guarded(command("repro", "--single-item", stage)),
+        guarded(command(*arguments)),
         cwd=root,
         env=environment({PIPELINE_VARIABLE: key} if key else None),
         stdin=subprocess.DEVNULL,
@@ -147,9 +163,7 @@ def reproduce(
         raise
     if code != 0:
         _end(process, key, patience=0.0)
-        raise _failure(stage, code, lines)
-    cached = any("skipping" in line and f"'{stage}'" in line for line in lines)
-    return "cached" if cached else "ran"
+    return code, lines
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
@@ -229,27 +243,7 @@ def experiment(
         The experiment failed; what DVC and the stages said went to `on_line`.
     """
     changed = [part for key, value in settings.items() for part in ("-S", f"{key}={json.dumps(value)}")]
-    process = subprocess.Popen(
-        guarded(command("exp", "run", "--temp", "--name", name, *changed, target)),
-        cwd=root,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    said: list[str] = []
-    try:
-        for line in _lines(process):
-            if not _HINTS.match(line):
-                said.append(line)
-                on_line(line)
-        code = process.wait()
-    except BaseException:
-        _end(process, None, patience=TERMINATE_SECONDS)
-        raise
+    code, said = _run(["exp", "run", "--temp", "--name", name, *changed, target], on_line=on_line, root=root)
     if code != 0:
         reason = next((line for line in said if line.startswith(f"{target}: ")), said[-1] if said else "")
         raise FlowError(f"experiment {name} ended with code {code}: {reason}")

@@ -8,17 +8,16 @@ kept in `.polyweft/sweeps/`: one that was ended goes on where it was.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flows.server import starting
+from flows.served import answer
 from polyweft.config import RuntimeParams, Section, load_section, parse_section, read_yaml
-from polyweft.errors import FlowError, PolyweftError
-from polyweft.workspace import quiet_environment, state_folder
+from polyweft.errors import FlowError
+from polyweft.workspace import state_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -126,7 +125,8 @@ def table(study: optuna.Study, params: SweepParams) -> str:
     ]
     rows = [[*row[:2], *(_short(cell) for cell in row[2:])] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["  ".join(row).rstrip() for row in cells]
     best = done[0].user_attrs["experiment"]
     return "\n".join([*lines, "", f"best: {best}    take it over: dvc exp apply {best}"])
 
@@ -174,26 +174,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--name", default="sweep", help="of the search; an ended one goes on (sweep)")
     parser.add_argument("--trials", type=int, help="instead of the file's number")
     given = parser.parse_args(arguments)
-    quiet_environment()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+
+    def work() -> str:
         content = read_yaml(given.file)
         if given.trials is not None:
             content["trials"] = given.trials
         params = parse_section(SweepParams, "sweep", content, where=str(given.file))
-        seed = load_section(RuntimeParams, "runtime").seed
-        with starting(pages=False) as server:
-            if server is not None:
-                server.wait()
-            study = sweep(params, given.name, seed)
-        print(table(study, params))
-    except PolyweftError as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("sweep: stopped by Ctrl-C; run it again to go on.", file=sys.stderr)
-        return 130
-    return 0
+        study = sweep(params, given.name, load_section(RuntimeParams, "runtime").seed)
+        return table(study, params)
+
+    return answer("sweep", work, after_stop=" Run it again to go on.")
 
 
 if __name__ == "__main__":

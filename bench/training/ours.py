@@ -30,7 +30,7 @@ from polyweft.progress import Bar
 from polyweft.training.allocator import keep_freed_memory
 from polyweft.training.distributed import World, world
 from polyweft.training.gradients import Work
-from polyweft.training.loop import Learner, Surroundings
+from polyweft.training.learner import Learner, Surroundings
 from polyweft.training.params import TrainParams
 
 

@@ -76,6 +76,8 @@ class ImageCnn(nn.Module):
     `planes` is 3 for pixels, 1 for a spectrogram.
     """
 
+    any_size = True  # of the picture, so `train.image_sizes` may change it
+
     def __init__(self, params: CnnParams, *, planes: int = 3) -> None:
         super().__init__()
         channels = params.channels

@@ -61,6 +61,8 @@ class ResnetBlock(nn.Module):
 class ImageResnet(nn.Module):
     """Pixels to one feature vector: a 7 x 7 stem and max pooling, stages of blocks, mean over positions."""
 
+    any_size = True  # of the picture, so `train.image_sizes` may change it
+
     def __init__(self, params: ResnetParams) -> None:
         super().__init__()
         inner = params.width

@@ -31,11 +31,11 @@ class Params(ModelParams):
     head: HeadParams | None = None
 
     @model_validator(mode="after")
-    def _two_modalities(self) -> Params:
+    def _a_joint_space(self) -> Params:
         if len(self.encoders) < 2 or not self.embedding_size:
             raise ValueError(
-                f"trimodal joins two modalities or more in a space of embedding_size 1 or more; encoders are "
-                f"{list(self.encoders)} and embedding_size is {self.embedding_size}"
+                f"{self.family} joins two modalities or more in a space of embedding_size 1 or more; "
+                f"encoders are {list(self.encoders)} and embedding_size is {self.embedding_size}"
             )
         return self
 

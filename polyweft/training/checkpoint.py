@@ -91,12 +91,6 @@ def newest(folder: Path, world: World = ALONE) -> Checkpoint | None:
     return _open(folder / f"step-{int(step):09d}", [])
 
 
-def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """The newest whole checkpoint's tensors, all whole, its state, and its warnings; see `newest`."""
-    found = newest(folder)
-    return None if found is None else (found.part(""), found.state, found.warnings)
-
-
 @dataclass(frozen=True)
 class _Piece:
     """Where a part of a tensor lies: from `offset` along `dim` of the whole."""

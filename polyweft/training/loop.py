@@ -7,19 +7,13 @@ killed and resumed from a checkpoint ends with the bytes of one that was not.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from polyweft.data.batches import (
     Arrays,
@@ -34,44 +28,18 @@ from polyweft.data.batches import (
 from polyweft.data.reader import Reader
 from polyweft.errors import TrainingError
 from polyweft.models.family import Family
-from polyweft.progress import Bar
-from polyweft.training import checkpoint, optim, sharding
+from polyweft.training import sharding
 from polyweft.training.audio_augment import audio_draws
 from polyweft.training.augment import draws, presence_draws
-from polyweft.training.curve import Curve
-from polyweft.training.distributed import World, mean_over_processes
-from polyweft.training.ema import Ema
+from polyweft.training.distributed import World
 from polyweft.training.feed import Feed
-from polyweft.training.gradients import (
-    Step,
-    Teacher,
-    Work,
-    average_gradients,
-    backward_cached,
-    backward_whole,
-)
-from polyweft.training.memory import chosen_micro_batch, run_with_halving
+from polyweft.training.gradients import Work
+from polyweft.training.learner import Learner, Progress, Surroundings
 from polyweft.training.params import TrainParams
 from polyweft.training.system_metrics import process_megabytes
 from polyweft.training.validation import validate
 
-Log = Callable[[dict[str, float], int], None]
 LOG_EVERY = 10
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with the weights and the optimiser's state it is all that a checkpoint holds."""
-
-    step: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    stale_epochs: int = 0
-    stopped: bool = False
-    loss_scale: float = 65536.0
-    names: list[str] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -83,19 +51,6 @@ class Result:
     curve: list[list[float]]
     resumed_from: int
     samples_per_second: float
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Where a run happens: its process, its folder of checkpoints, who is told what, when to stop."""
-
-    world: World
-    checkpoints: Path
-    log: Log
-    bar: Bar
-    stopping: Callable[[], bool] = lambda: False
-    step_done: Callable[[], None] = lambda: None
-    teacher: Teacher | None = None
 
 
 def fit(
@@ -117,7 +72,7 @@ def fit(
         stop (it has left a checkpoint then).
     """
     world, bar = around.world, around.bar
-    _check(params, train, world)
+    _check(params, model, train, world)
     bounds = batch_bounds(len(train), params.batch_size) if params.epochs else []
     total = len(bounds) * params.epochs
     if model.head is not None:
@@ -198,184 +153,7 @@ def fit(
     return Result(weights, progress, learner.rows(), resumed_from, speed)
 
 
-class Learner:
-    """The model with its optimiser: takes steps, keeps the best weights, writes and reads checkpoints."""
-
-    def __init__(self, model: Family, params: TrainParams, around: Surroundings, total: int) -> None:
-        self.model, self.params, self.around, self.total = model, params, around, total
-        world = around.world
-        self.world, self.micro_batch = world, chosen_micro_batch(around.checkpoints, params.micro_batch)
-        model.to(device=world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optim.freeze(model, params.freeze)
-        if params.gradient_checkpointing:
-            _checkpoint_activations(model)
-        if params.strategy == "fsdp":
-            blocks = sharding.repeated_blocks(model)
-            sharding.shard(model, world, blocks=blocks, methods=[(model, "losses")])
-        self.step = Step(model, around.teacher)
-        self.whole: nn.Module = self.step
-        if params.strategy == "ddp" and world.size > 1:
-            # Unused parameters are looked for, which also keeps the order of the sums: torch would otherwise
-            # divide the gradients anew after the first step, and a resumed run would round differently.
-            self.whole = DistributedDataParallel(self.step, find_unused_parameters=True)
-        if params.compile:
-            self.whole = torch.compile(self.whole)  # type: ignore[assignment]
-        self.optimizer = optim.adamw(
-            model,
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            betas=params.betas,
-            layer_decay=params.layer_decay,
-            muon=params.muon,
-        )
-        self.ema = Ema(model, params.ema_decay) if params.ema_decay else None
-        self.best: dict[str, Tensor] | None = None
-        self.progress, mark = self._resume()
-        self.curve = Curve(around.checkpoints, mark) if world.is_main else None
-        self.scaler = torch.amp.GradScaler(
-            world.device.type, init_scale=self.progress.loss_scale, enabled=params.precision == "fp16"
-        )
-
-    def learn(self, work: Work, ids: list[str]) -> tuple[dict[str, float], bool]:
-        """Take one step; the row of the curve that it adds, and whether any process was asked to stop.
-
-        Raises
-        ------
-        TrainingError
-            A loss is not finite: the weights are those before the step, and stand in a checkpoint.
-        """
-        params, progress = self.params, self.progress
-        rate = optim.learning_rate(
-            progress.step, peak=params.lr, warmup=params.warmup_steps, total=self.total
-        )
-        optim.set_rate(self.optimizer, rate)
-        rows = self.micro_batch or len(work.present_BM)
-        losses, fitting = run_with_halving(
-            lambda micro: self.backward(work, micro),
-            rows,
-            self.world,
-            folder=self.around.checkpoints,
-            say=self.around.bar.say,
-        )
-        self.micro_batch = fitting if fitting < rows else self.micro_batch
-        names = list(losses)
-        # Every process must hear of a request to stop at the same step: it travels with the losses.
-        stopping = torch.tensor(float(self.around.stopping()), device=self.world.device)
-        local = torch.stack([*(loss.float() for loss in losses.values()), stopping])
-        *means, asked = mean_over_processes(local.clone(), self.world).tolist()
-        if not all(math.isfinite(value) for value in means):
-            self.optimizer.zero_grad(set_to_none=True)
-            self._save()
-            faulty = not bool(local.isfinite().all())
-            raise TrainingError(_not_finite(progress.step, dict(zip(names, means, strict=True)), ids, faulty))
-        self.scaler.unscale_(self.optimizer)
-        norms = {f"grad_norm_{name}": _norm(tower) for name, tower in self.model.towers.items()}
-        norm = sharding.clip_gradients(self.model, params.clip_norm, self.world)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.model.after_step()
-        if self.ema is not None:
-            self.ema.update(self.model, progress.step)
-        progress.step += 1
-        row = {"loss": sum(means), **dict(zip(names, means, strict=True)), "lr": rate, "grad_norm": norm}
-        row |= {**norms, **self.model.facts()}
-        progress.names = ["step", *row]
-        if self.curve is not None:
-            self.curve.append([progress.step - 1, *(float(f"{value:.6g}") for value in row.values())])
-        return row, asked > 0
-
-    def backward(self, work: Work, micro_batch: int | None) -> dict[str, Tensor]:
-        """Gradients of one step into the parameters, averaged over the processes; the losses of this one."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if micro_batch is None or micro_batch >= len(work.present_BM):
-            losses = backward_whole(self.whole, work, self._autocast, self.scaler.scale)
-        else:
-            losses = backward_cached(
-                self.step, work, self._autocast, self.scaler.scale, micro_batch=micro_batch
-            )
-            if self.params.strategy == "ddp":
-                average_gradients(self.model)
-        if self.params.strategy == "fsdp":
-            sharding.average_whole_gradients(self.model, self.world)
-        return losses
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model has the weights that count: the averaged ones, where there are such."""
-        return nullcontext() if self.ema is None else self.ema.applied(self.model)
-
-    def choose(self, scores: dict[str, float], epoch: int) -> None:
-        """Keep the weights if their score is the best so far, and note whether to stop."""
-        progress = self.progress
-        progress.validations.append({"epoch": epoch, **{k: float(f"{v:.6g}") for k, v in scores.items()}})
-        score = scores.get("score")
-        if score is None:
-            self.best = None
-        elif score > progress.best_score:
-            progress.best_score, progress.best_epoch, progress.stale_epochs = score, epoch + 1, 0
-            self.best = sharding.whole_state(self.model)
-        else:
-            progress.stale_epochs += self.params.validate_every
-            progress.stopped = progress.stale_epochs >= self.params.early_stopping_epochs
-
-    def keep(self, *, stopping: bool) -> None:
-        """Write a checkpoint where one is due; with `stopping`, write one and end the run."""
-        due = self.progress.step % self.params.checkpoint_steps == 0 or self.progress.stopped
-        if due or stopping:
-            self._save()
-        if stopping:
-            raise TrainingError(
-                f"stopped after step {self.progress.step}; a checkpoint holds it. Run `dvc repro` to go on."
-            )
-
-    def rows(self) -> list[list[float]]:
-        """The curve so far; empty but on the main process."""
-        return [] if self.curve is None else self.curve.rows()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        stack = ExitStack()
-        # On a CPU in bf16 six ViT-B blocks took 757 ms with the fused attention, 546 ms with the plain one.
-        backend = SDPBackend.MATH if self.world.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
-        stack.enter_context(sdpa_kernel([backend, SDPBackend.MATH]))
-        precision = PRECISION[self.params.precision]
-        if precision is not torch.float32:
-            stack.enter_context(torch.autocast(self.world.device.type, dtype=precision))
-        return stack
-
-    def _save(self) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        state = optim.state_tensors(self.model, self.optimizer)
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors().items()}
-        if self.scaler.is_enabled():
-            self.progress.loss_scale = float(self.scaler.get_scale())
-        checkpoint.save(
-            self.around.checkpoints,
-            self.progress.step,
-            tensors,
-            vars(self.progress),
-            world=self.world,
-            curve=self.curve,
-        )
-
-    def _resume(self) -> tuple[Progress, dict[str, Any] | None]:
-        found = checkpoint.newest(self.around.checkpoints, self.world)
-        if found is None:
-            return Progress(), None
-        for warning in found.warnings:
-            self.around.bar.say(f"warning: {warning}")
-        found.restore(self.model.state_dict(), "model.")
-        optim.restore_state(self.model, self.optimizer, found)
-        if self.ema is not None:
-            found.restore(self.ema.tensors(), "ema.")
-        self.best = found.part("best.") or None
-        progress = Progress(**{name: found.state[name] for name in vars(Progress())})
-        self.around.bar.say(f"resumed from step {progress.step}")
-        return progress, found.state.get("curve")
-
-
-def _check(params: TrainParams, train: Arrays, world: World) -> None:
+def _check(params: TrainParams, model: Family, train: Arrays, world: World) -> None:
     if params.batch_size < world.size:
         raise TrainingError(
             f"train.batch_size {params.batch_size} is smaller than the {world.size} processes; choose at "
@@ -391,6 +169,12 @@ def _check(params: TrainParams, train: Arrays, world: World) -> None:
             "train.muon does not go with train.strategy fsdp: it needs whole matrices, of which each process "
             "then holds some rows. Choose ddp, or leave train.muon out."
         )
+    encoder = getattr(getattr(model.towers, "image", None), "encoder", None)
+    if params.image_sizes and not getattr(encoder, "any_size", False):
+        raise TrainingError(
+            "train.image_sizes needs an image tower that takes any size: cnn or resnet. A ViT has a position "
+            "for each patch of one size. Leave train.image_sizes out, or choose such a tower."
+        )
     if params.epochs and len(train) < params.batch_size:
         raise TrainingError(
             f"train.batch_size is {params.batch_size} but the train split has {len(train)} samples; "
@@ -404,34 +188,9 @@ def _image_size(params: TrainParams, epoch: int) -> int | None:
     return params.image_sizes[epoch * len(params.image_sizes) // params.epochs]
 
 
-def _checkpoint_activations(model: nn.Module) -> None:
-    for module in model.modules():
-        if hasattr(module, "checkpointing"):
-            module.checkpointing = True  # type: ignore[assignment]
-
-
-def _norm(module: nn.Module) -> float:
-    squares = [p.grad.float().square().sum() for p in module.parameters() if p.grad is not None]
-    return float(torch.stack([_local(square) for square in squares]).sum().sqrt()) if squares else 0.0
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
 def _step_seed(seed: int, step: int, world: World) -> int:
     key = np.random.SeedSequence([seed, step, world.rank]).generate_state(1, np.uint64)
     return int(key[0] >> np.uint64(2))
-
-
-def _not_finite(step: int, means: dict[str, float], ids: list[str], faulty: bool) -> str:
-    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    here = f"its rows: {shown}" if faulty else "the rows are those of another process"
-    bad = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
-    return (
-        f"the loss of step {step} is not finite ({bad}); {here}. The weights before the step are kept in a "
-        "checkpoint. Lower train.lr or train in fp32, or look at the rows; then run `dvc repro`."
-    )
 
 
 def _line(progress: Progress, row: dict[str, float], epoch: int, epochs: int, speed: float) -> str:

@@ -33,7 +33,8 @@ from polyweft.training.allocator import keep_freed_memory
 from polyweft.training.distill import DistillationTeacher
 from polyweft.training.distributed import World, world
 from polyweft.training.init_from import load_into
-from polyweft.training.loop import Log, Result, Surroundings, fit
+from polyweft.training.learner import Log, Surroundings
+from polyweft.training.loop import Result, fit
 from polyweft.training.params import TrainParams
 from polyweft.training.profile import profiled
 from polyweft.training.system_metrics import sampled

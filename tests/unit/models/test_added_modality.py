@@ -17,7 +17,8 @@ from polyweft.evaluation.evaluator import EvaluateParams, evaluate_split
 from polyweft.models.build import load_trained, save_trained
 from polyweft.progress import Bar
 from polyweft.training.distributed import ALONE
-from polyweft.training.loop import Surroundings, fit
+from polyweft.training.learner import Surroundings
+from polyweft.training.loop import fit
 from tests import small
 
 SECTION = {

@@ -18,7 +18,7 @@ from polyweft.progress import Bar
 from polyweft.training.distributed import World, mean_over_processes
 from polyweft.training.feed import Feed
 from polyweft.training.gradients import Work
-from polyweft.training.loop import Learner, Surroundings
+from polyweft.training.learner import Learner, Surroundings
 from tests import small
 
 STILL = {"tower": "transformer", "transformer": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.0}}

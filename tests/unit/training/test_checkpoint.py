@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from polyweft.errors import DataError, TrainingError
 from polyweft.training import checkpoint
 
 
+def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    found = checkpoint.newest(folder)
+    assert found is not None
+    return found.part(""), found.state, found.warnings
+
+
 def test_the_newest_of_the_kept_checkpoints_comes_back(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint.save(tmp_path, step, {"w": torch.full((3,), float(step))}, {"note": step})
-    tensors, state, warnings = checkpoint.latest(tmp_path) or ({}, {}, [])
+    tensors, state, warnings = _newest(tmp_path)
     assert (state["step"], state["note"], warnings) == (15, 15, [])
     assert torch.equal(tensors["w"], torch.full((3,), 15.0))
     assert [place.name for place in sorted(tmp_path.iterdir())] == ["step-000000010", "step-000000015"]
@@ -28,7 +36,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(t
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(bytes(content))
-    tensors, state, warnings = checkpoint.latest(tmp_path) or ({}, {}, [])
+    tensors, state, warnings = _newest(tmp_path)
     assert state["step"] == 5
     assert "step-000000010 is damaged" in warnings[0]
     assert torch.equal(tensors["w"], torch.full((3,), 5.0))
@@ -37,7 +45,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(t
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / ".step-000000005").mkdir()
     (tmp_path / ".step-000000005" / "tensors.safetensors").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.newest(tmp_path) is None
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path: Path) -> None:

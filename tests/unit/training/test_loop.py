@@ -13,7 +13,8 @@ from polyweft.data.batches import Arrays
 from polyweft.errors import TrainingError
 from polyweft.progress import Bar
 from polyweft.training.distributed import ALONE, World
-from polyweft.training.loop import Result, Surroundings, fit
+from polyweft.training.learner import Surroundings
+from polyweft.training.loop import Result, fit
 from tests import small
 
 
@@ -143,6 +144,14 @@ def test_fewer_samples_than_a_batch_is_refused(prepared: Path, tmp_path: Path) -
 def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"batch_size 2 is smaller than the 3 processes"):
         _fit(prepared, tmp_path, batch_size=2, world=World(0, 3, torch.device("cpu")))
+
+
+def test_other_image_sizes_than_a_vits_are_refused(prepared: Path, tmp_path: Path) -> None:
+    image = {**small.IMAGE, "tower": "vit"}
+    image |= {"vit": {"width": 16, "layers": 1, "heads": 2, "patch": 8, "pool": "mean"}}
+    section = {**small.DUAL_TOWER, "encoders": {**small.DUAL_TOWER["encoders"], "image": image}}
+    with pytest.raises(TrainingError, match=r"train.image_sizes needs an image tower that takes any size"):
+        _fit(prepared, tmp_path, section=section, image_sizes=[8, 16])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(
