@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 PIP_SETTING = $(shell $(PYTHON) -m pip config get $(1) 2>/dev/null)
 UV_SETTINGS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$(call PIP_SETTING,global.find-links)}}" \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$(call PIP_SETTING,global.index-url)}}"
-CODE := polyweft registry stages flows tests
+CODE := polyweft registry stages flows tests bench
 
 .DEFAULT_GOAL := help
 .PHONY: help doctor setup run flow retrain sweep compare bench-training serve-flows serve ui test lint format types lock clean

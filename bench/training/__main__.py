@@ -11,15 +11,16 @@ import json
 import os
 from typing import Any
 
-from bench.training.contest import ours, peer, race
+from bench.training.contest import loading, ours, peer, race
 
 THREADS = 2
+DEFAULT = ["bf16", "fp32", "processes", "loading"]
 
 
 def main() -> None:
     """Run the races that are asked for; print a line each, and all of it as JSON at the end."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
-    parser.add_argument("--races", nargs="+", default=["bf16", "fp32", "processes"], choices=sorted(RACES))
+    parser.add_argument("--races", nargs="+", default=DEFAULT, choices=sorted(RACES))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     options = parser.parse_args()
@@ -64,6 +65,11 @@ RACES = {
         ours("bf16", "full", processes=2, threads=1),
         ours("bf16", "full", threads=2),
     ),
+    "bf16-two-processes": lambda: (
+        ours("bf16", "full", processes=2, threads=1),
+        peer("bf16", "full", threads=2),
+    ),
+    "loading": lambda: (loading(threads=1), ours("bf16", "full", threads=2)),
 }
 """Both sides of each race; `short` texts have 3 to 9 tokens, and ours computes as many as the longest has."""
 

@@ -85,6 +85,12 @@ def ours(
     return Contestant(name, [command] * processes)
 
 
+def loading(*, threads: int) -> Contestant:
+    """Polyweft's loading alone, for no model."""
+    command = [sys.executable, "-m", "bench.training.loading", "--threads", str(threads)]
+    return Contestant(f"loading, 1 x {threads} threads", [command])
+
+
 def peer(precision: str, words: str, *, threads: int) -> Contestant:
     """open_clip's step."""
     command = [str(peer_python()), str(PEER), "--precision", precision, "--words", words]
