@@ -16,6 +16,7 @@ from polyweft.errors import DataError
 from polyweft.io import read_json
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+TOKENIZER = "tokenizer.json"
 SHOWN = 4
 FEWEST = 4
 """Tensors that a part of foreign weights must share with a part of the model to be taken for the same part:
@@ -94,6 +95,18 @@ def load_into(module: nn.Module, source: Path) -> Loaded:
         )
     met = {*loaded, *(name for name, _, _ in mismatched)}
     return Loaded(str(source), loaded, [name for name in ours if name not in met], mismatched, unexpected)
+
+
+def other_tokens(source: Path, prepared: Path) -> str | None:
+    """A warning where the weights know a token's number as another word than the data; None where not."""
+    theirs, ours = source / TOKENIZER, prepared / TOKENIZER
+    if not (theirs.exists() and ours.exists()) or theirs.read_bytes() == ours.read_bytes():
+        return None
+    return (
+        f"warning: {theirs} is not the tokenizer of the data, so what the weights know of words belongs to "
+        "others now. To keep it: prepare.tokenizer: folder, prepare.tokenizer_folder: the folder of the "
+        "weights."
+    )
 
 
 def _read(source: Path) -> tuple[dict[str, Tensor], bool]:

@@ -32,7 +32,7 @@ from polyweft.stage_run import StageRun
 from polyweft.training.allocator import keep_freed_memory
 from polyweft.training.distill import DistillationTeacher
 from polyweft.training.distributed import World, world
-from polyweft.training.init_from import load_into
+from polyweft.training.init_from import load_into, other_tokens
 from polyweft.training.learner import Log, Surroundings
 from polyweft.training.loop import Result, fit
 from polyweft.training.params import TrainParams
@@ -80,7 +80,10 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float, stopping
         profiled(params.profile_steps, trace, here) as step_done,
     ):
         if params.init_from is not None:
-            bar.say(str(load_into(model, workspace() / params.init_from)))
+            source = workspace() / params.init_from
+            bar.say(str(load_into(model, source)))
+            if warning := other_tokens(source, prepared):
+                bar.say(warning)
         around = Surroundings(
             world=here,
             checkpoints=work,

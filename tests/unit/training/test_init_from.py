@@ -12,7 +12,7 @@ from torch import nn
 
 from polyweft.errors import DataError
 from polyweft.models.build import save_trained
-from polyweft.training.init_from import load_into
+from polyweft.training.init_from import load_into, other_tokens
 from tests import small
 
 
@@ -36,6 +36,14 @@ def test_a_trained_folder_of_the_same_model_is_taken_whole(prepared: Path, tmp_p
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, champion.state_dict()[name]), name
     assert "\n" not in str(loaded)
+
+
+def test_a_vocabulary_that_numbers_words_otherwise_is_said(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((prepared / "tokenizer.json").read_bytes())
+    assert other_tokens(tmp_path, prepared) is None
+    assert other_tokens(tmp_path / "old.safetensors", prepared) is None
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert "prepare.tokenizer: folder" in str(other_tokens(tmp_path, prepared))
 
 
 def test_what_fits_is_taken_and_every_difference_is_listed(prepared: Path, tmp_path: Path) -> None:
