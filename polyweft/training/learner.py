@@ -46,6 +46,7 @@ class Progress:
     stale_epochs: int = 0
     stopped: bool = False
     loss_scale: float = 65536.0
+    steps_at_scale: int = 0
     names: list[str] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
 
@@ -97,9 +98,10 @@ class Learner:
         self.best: dict[str, Tensor] | None = None
         self.progress, mark = self._resume()
         self.curve = Curve(around.checkpoints, mark) if world.is_main else None
-        self.scaler = torch.amp.GradScaler(
-            world.device.type, init_scale=self.progress.loss_scale, enabled=params.precision == "fp16"
-        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=params.precision == "fp16")
+        if self.scaler.is_enabled():
+            place = {"scale": self.progress.loss_scale, "_growth_tracker": self.progress.steps_at_scale}
+            self.scaler.load_state_dict(self.scaler.state_dict() | place)
 
     def learn(self, work: Work, ids: list[str]) -> tuple[dict[str, float], bool]:
         """Take one step; the row of the curve that it adds, and whether any process was asked to stop.
@@ -215,7 +217,9 @@ class Learner:
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors().items()}
         if self.scaler.is_enabled():
-            self.progress.loss_scale = float(self.scaler.get_scale())
+            scaling = self.scaler.state_dict()
+            self.progress.loss_scale = float(scaling["scale"])
+            self.progress.steps_at_scale = int(scaling["_growth_tracker"])
         checkpoint.save(
             self.around.checkpoints,
             self.progress.step,

@@ -79,8 +79,9 @@ def test_it_learns(prepared: Path, tmp_path: Path) -> None:
         (3, {"ema_decay": 0.9, "layer_decay": 0.8, "image_sizes": [8, 16]}),
         (5, {"modality_dropout": 0.3, "micro_batch": 3, "gradient_checkpointing": True}),
         (4, {"curriculum": "difficulty", "curriculum_epochs": 2, "precision": "bf16"}),
+        (7, {"precision": "fp16", "ema_decay": 0.9}),
     ],
-    ids=["plain", "averaged", "accumulated", "curriculum"],
+    ids=["plain", "averaged", "accumulated", "curriculum", "scaled"],
 )
 def test_a_run_that_stops_and_resumes_ends_with_the_same_bytes(
     prepared: Path, tmp_path: Path, every: int, changes: dict[str, Any]
