@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,18 @@ WIDTH = 100
 _NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
-    "image_to_text_recall_at": "Image to text Recall@1 / 5 / 10",
-    "text_to_image_recall_at": "Text to image Recall@1 / 5 / 10",
+    "label_map": "Labels, mean average precision",
+    "r2": "Value, R2",
     "mean_average_precision": "Mean average precision",
+    "bleu_4": "Captions, BLEU-4",
+    "rouge_l": "Captions, ROUGE-L",
+    "cider": "Captions, CIDEr",
 }
+_PLAIN = ("cider", "r2")
+"""Not parts of one."""
+
+_WITHOUT = re.compile(r"accuracy_without_(?!leaks)([a-z]+)")
+_RECALL = re.compile(r"([a-z]+)_to_([a-z]+)_recall_at_1")
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,14 @@ def _stages(root: Path) -> dict[str, dict[str, Any]]:
 
 def _results(evaluate: dict[str, Any]) -> list[Row]:
     facts = evaluate.get("facts", {})
-    rows = []
-    for key, name in _NAMES.items():
-        names = [key] if key in facts else [f"{key}_{k}" for k in (1, 5, 10) if f"{key}_{k}" in facts]
-        if names:
-            rows.append(Row(name, "  ".join(_interval(facts, each) for each in names)))
+    rows = [Row(name, _interval(facts, key)) for key, name in _NAMES.items() if key in facts]
+    for key in sorted(facts):
+        if found := _WITHOUT.fullmatch(key):
+            rows.append(Row(f"Accuracy without the {found[1]}", _interval(facts, key)))
+        elif found := _RECALL.fullmatch(key):
+            names = [key.removesuffix("1") + k for k in ("1", "5", "10")]
+            shown = "  ".join(_interval(facts, each) for each in names if each in facts)
+            rows.append(Row(f"{found[1].capitalize()} to {found[2]} Recall@1 / 5 / 10", shown))
     return rows
 
 
@@ -106,6 +118,8 @@ def _interval(facts: dict[str, Any], key: str) -> str:
     value, low, high = (facts.get(name) for name in (key, f"{key}_low", f"{key}_high"))
     if not isinstance(value, int | float):
         return str(value)
+    if key in _PLAIN:
+        return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return f"{value:.1%}"
     return f"{value:.1%} [{low * 100:.1f}, {high * 100:.1f}]"
@@ -165,7 +179,7 @@ def _serving(stages: dict[str, dict[str, Any]]) -> list[Row]:
     if "decision" in deploy:
         rows.append(Row("Triton answered", _answer(deploy)))
     if deploy.get("server"):
-        rows.append(Row("Triton's name", str(deploy["server"])))
+        rows.append(Row("Server", str(deploy["server"])))
     return rows
 
 
