@@ -30,8 +30,8 @@ STARTING_TRIALS = 4
 class Range(Section):
     """The values of one key: numbers between `low` and `high`, or `choices`."""
 
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
     log: bool = False
     choices: list[Any] | None = None
 
@@ -40,6 +40,8 @@ class Range(Section):
         numbers = self.low is not None and self.high is not None and self.low < self.high
         if numbers == (self.choices is not None) or (self.choices is not None and not self.choices):
             raise ValueError("give low and high, low the smaller, or a list of choices")
+        if self.log and self.low is not None and self.low <= 0:
+            raise ValueError(f"low is {self.low}, but a logarithm needs more than 0")
         return self
 
     def suggest(self, trial: optuna.Trial, key: str) -> Any:
@@ -48,6 +50,8 @@ class Range(Section):
             return trial.suggest_categorical(key, self.choices)
         assert self.low is not None
         assert self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int) and not self.log:
+            return trial.suggest_int(key, self.low, self.high)
         return float(f"{trial.suggest_float(key, self.low, self.high, log=self.log):.4g}")
 
 
