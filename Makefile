@@ -50,7 +50,7 @@ retrain: setup   ## Run the graph if data or parameters changed, and report how 
 sweep: setup     ## Search parameters with Optuna, as flows/sweep.yaml says
 	python -m flows.sweep
 
-FILES ?= params.yaml examples/fusion.yaml examples/trimodal.yaml
+FILES ?= params.yaml examples/trimodal.yaml examples/huggingface.yaml
 compare: setup   ## Train the models of FILES on the same data, and set them side by side
 	python -m flows.compare $(FILES)
 
