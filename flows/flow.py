@@ -76,12 +76,3 @@ def polyweft() -> dict[str, str]:
         end_pipeline(key)
     create_markdown_artifact(summary.markdown(summary.read()), key="polyweft-summary", description="Results")
     return outcomes
-
-
-def flush() -> None:
-    """Wait until Prefect's server has the last log lines and events; it is stopped next."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    APILogWorker.drain_all(timeout=10)
-    EventsWorker.drain_all(timeout=10)

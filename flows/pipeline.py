@@ -34,14 +34,11 @@ def run() -> int:
     with starting(pages=False) as server:
         import dvc.repo  # both this and Prefect are imported here while the server imports Prefect  # noqa: F401
 
-        from flows.flow import flush, polyweft
+        from flows.flow import polyweft
 
         if server is not None:
             server.wait()
-        try:
-            polyweft()
-        finally:
-            flush()
+        polyweft()
     from flows import summary
 
     summary.show()

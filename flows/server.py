@@ -121,5 +121,17 @@ def starting(*, pages: bool, port: int | None = None) -> Iterator[Server | None]
     try:
         yield server
     finally:
+        _flush()
         server.stop()
         os.environ.pop("PREFECT_API_URL", None)
+
+
+def _flush() -> None:
+    """Wait until the server has the last log lines and events, where Prefect was used at all."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)

@@ -27,6 +27,7 @@ def test_a_sweep_names_the_best_trial_which_dvc_takes_over(ran: Clone) -> None:
     before, lock = (ran.folder / "params.yaml").read_bytes(), ran.lock()
     (ran.folder / "sweep.yaml").write_text(SWEEP)
     both = ran.run("python", "-m", "flows.sweep", "--file", "sweep.yaml")
+    assert "Error" not in both, "the server has every line before it is stopped"
     rows = re.findall(r"^(sweep-\d)  +(0\.\d+) +(\S+) +2$", both, re.MULTILINE)
     assert {name for name, _, _ in rows} == {"sweep-0", "sweep-1"}
     assert rows == sorted(rows, key=lambda row: -float(row[1]))
