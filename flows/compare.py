@@ -134,7 +134,7 @@ def page(cells: Sequence[Sequence[str]]) -> str:
     """The table as a page that needs nothing beside it."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in cells[0])
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells[1:]
+        "<tr>" + "".join(f"<td>{_in_two_lines(cell)}</td>" for cell in row) + "</tr>" for row in cells[1:]
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Models side by side</title>
@@ -146,6 +146,8 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 6px 14px 6px 0; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap; }}
 th {{ font-weight: 500; opacity: .7; font-size: 13px; }}
 th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
+td {{ vertical-align: top; }}
+small {{ opacity: .6; }}
 p {{ opacity: .7; max-width: 70ch; }}
 </style></head><body>
 <h1>Models side by side</h1>
@@ -154,6 +156,11 @@ through every tower and the head, forwards. Latency: the same in ONNX Runtime wi
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 </body></html>
 """
+
+
+def _in_two_lines(cell: str) -> str:
+    value, _, interval = escape(cell).partition(" [")
+    return f"{value}<br><small>[{interval}</small>" if interval else value
 
 
 def main(arguments: list[str]) -> int:
