@@ -29,6 +29,7 @@ WIDTH = 100
 _NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
+    "zero_shot_accuracy": "Zero-shot accuracy",
     "label_map": "Labels, mean average precision",
     "r2": "Value, R2",
     "mean_average_precision": "Mean average precision",
