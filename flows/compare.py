@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from flows import graph
 from flows.served import answer
 from polyweft.errors import FlowError
 from polyweft.io import read_json, write_text
-from polyweft.processes import guarded
 from polyweft.workspace import state_folder
 
 PREPARED = Path("data/prepare")
@@ -73,24 +71,14 @@ def compare(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _run(file: Path, say: Any) -> dict[str, Any]:
+def _run(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
     out = (state_folder() / "compare" / file.stem).absolute()
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "flows.candidate", str(file), str(PREPARED), str(out)]
-    process = subprocess.Popen(
-        guarded(command),
-        env={**graph.environment(), "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path[1:]])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
-    last = ""
-    for line in process.stdout:
-        last = line.rstrip("\n")
-        say(last)
-    if process.wait() != 0:
+    candidate = [sys.executable, "-m", "flows.candidate", str(file), str(PREPARED), str(out)]
+    settings = {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path[1:]])}
+    code, lines = graph.run(candidate, on_line=say, settings=settings)
+    if code != 0:
+        last = lines[-1] if lines else f"it ended with code {code} and said nothing"
         raise FlowError(f"{file}: {last.removeprefix('candidate: ')}")
     return dict(read_json(out / "candidate.json"))
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -124,27 +124,32 @@ def reproduce(
         DVC, the stage and all below it first, sessions of their own included. If this process itself is
         killed, the kernel kills DVC, and the stage's own watch does the rest.
     """
-    code, lines = _run(
-        ["repro", "--single-item", stage],
-        on_line=on_line,
-        root=root,
-        key=key,
-    )
+    settings = {PIPELINE_VARIABLE: key} if key else {}
+    repro = command("repro", "--single-item", stage)
+    code, lines = run(repro, on_line=on_line, root=root, settings=settings, key=key)
     if code != 0:
         raise _failure(stage, code, lines)
     cached = any("skipping" in line and f"'{stage}'" in line for line in lines)
     return "cached" if cached else "ran"
 
 
-def _run(
-    arguments: list[str], *, on_line: Callable[[str], None], root: Path, key: str | None = None
+def run(
+    arguments: Sequence[str],
+    *,
+    on_line: Callable[[str], None],
+    settings: Mapping[str, str],
+    root: Path = Path(),
+    key: str | None = None,
 ) -> tuple[int, list[str]]:
-    """Run DVC in a process group of its own; its exit code and the lines that count. Nothing outlives it."""
+    """Run a command in a process group of its own; its exit code and lines, but for DVC's hints.
+
+    `settings` are added to its environment. Nothing outlives it: what bears `key` neither; see `reproduce`.
+    """
     lines: list[str] = []
     process = subprocess.Popen(
-        guarded(command(*arguments)),
+        guarded(list(arguments)),
         cwd=root,
-        env=environment({PIPELINE_VARIABLE: key} if key else None),
+        env=environment(settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -243,7 +248,8 @@ def experiment(
         The experiment failed; what DVC and the stages said went to `on_line`.
     """
     changed = [part for key, value in settings.items() for part in ("-S", f"{key}={json.dumps(value)}")]
-    code, said = _run(["exp", "run", "--temp", "--name", name, *changed, target], on_line=on_line, root=root)
+    experiment = command("exp", "run", "--temp", "--name", name, *changed, target)
+    code, said = run(experiment, on_line=on_line, root=root, settings={})
     if code != 0:
         reason = next((line for line in said if line.startswith(f"{target}: ")), said[-1] if said else "")
         raise FlowError(f"experiment {name} ended with code {code}: {reason}")

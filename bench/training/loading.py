@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.training.workload import BATCH, IMAGE, TEXT, serve
+from bench.training.workload import BATCH, IMAGE_INPUT, TEXT, serve
 from polyweft.data.batches import batch_bounds, choose_contents, epoch_order, load_arrays, take
 from polyweft.data.shards import DATASET_FILE, Sample, write_split
 from polyweft.data.tokenizer_training import write_tokenizer
@@ -64,9 +64,7 @@ def prepare(folder: Path) -> None:
 
 def params() -> ModelParams:
     """The section `model` whose readers do the work; no model is built."""
-    image = {"tower": "vit", "size": IMAGE["size"], "resize": "squash", "normalization": "clip"}
-    image |= {"background": [255, 255, 255], "max_pixels": 10**6}
-    image["vit"] = {"patch": 8, "layers": 1, "width": 64, "heads": 1, "pool": "mean"}
+    image = {**IMAGE_INPUT, "vit": {"patch": 8, "layers": 1, "width": 64, "heads": 1, "pool": "mean"}}
     text = {"tower": "transformer", "transformer": {"layers": 1, "width": 64, "heads": 1, "dropout": 0.0}}
     encoders = {"image": image, "text": text}
     sizes = {"embedding_size": 64, "feature_size": 64}

@@ -18,6 +18,7 @@ from bench.training.workload import (
     EMBEDDING,
     END_ID,
     IMAGE,
+    IMAGE_INPUT,
     TEXT,
     batches,
     only_exact_products,
@@ -36,10 +37,8 @@ from polyweft.training.params import TrainParams
 
 def model() -> Family:
     """A dual tower of the workload's sizes: class token, InfoNCE, the text read at its end token."""
-    image = {"tower": "vit", "size": IMAGE["size"], "resize": "squash", "normalization": "clip"}
-    image |= {"background": [255, 255, 255], "max_pixels": 10**6}
     sizes = {name: IMAGE[name] for name in ("patch", "layers", "width", "heads")}
-    image["vit"] = {**sizes, "pool": "class_token"}
+    image = {**IMAGE_INPUT, "vit": {**sizes, "pool": "class_token"}}
     sizes = {name: TEXT[name] for name in ("layers", "width", "heads")}
     text = {"tower": "transformer", "transformer": {**sizes, "dropout": 0.0}}
     params = ModelParams.model_validate(

@@ -14,6 +14,16 @@ import numpy as np
 
 BATCH = 256
 IMAGE = {"size": 64, "patch": 8, "layers": 6, "width": 256, "heads": 4}
+IMAGE_INPUT = {
+    "tower": "vit",
+    "size": IMAGE["size"],
+    "resize": "squash",
+    "normalization": "clip",
+    "background": [255, 255, 255],
+    "max_pixels": 10**6,
+}
+"""The part of ours' `model.encoders.image` that says what comes in."""
+
 TEXT = {"tokens": 24, "vocabulary": 49408, "layers": 4, "width": 256, "heads": 4}
 EMBEDDING = 256
 START_ID, END_ID = 49406, 49407  # the last two of CLIP's vocabulary; the end token has the greatest id

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyweft.config import Section
 from polyweft.models.transformer import first_position
+from polyweft.models.words import WordTable
 
 
 class BagParams(Section):
@@ -27,7 +28,7 @@ class TextBag(nn.Module):
     def __init__(self, params: BagParams, *, vocabulary_size: int, end_id: int) -> None:
         super().__init__()
         self.end_id = end_id
-        self.embedding = nn.Embedding(vocabulary_size, params.width)
+        self.embedding = WordTable(vocabulary_size, params.width)
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.layers = nn.Sequential(
             nn.LayerNorm(params.width),

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from polyweft.config import Section
 from polyweft.models.transformer import first_position, init_weights
+from polyweft.models.words import WordTable
 
 
 class LstmParams(Section):
@@ -33,7 +34,7 @@ class TextLstm(nn.Module):
     def __init__(self, params: LstmParams, *, vocabulary_size: int, end_id: int) -> None:
         super().__init__()
         self.end_id = end_id
-        self.embedding = nn.Embedding(vocabulary_size, params.width)
+        self.embedding = WordTable(vocabulary_size, params.width)
         init_weights(self.embedding)
         self.dropout = nn.Dropout(params.dropout)
         widths = [params.width] + [2 * params.hidden] * (params.layers - 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polyweft.config import Section
 from polyweft.errors import ConfigError
 from polyweft.models.transformer import Transformer, first_position, init_weights
+from polyweft.models.words import WordTable
 
 
 class TextParams(Section):
@@ -41,7 +42,7 @@ class TextTransformer(nn.Module):
                 f"{params.width}; choose heads that divide the width."
             )
         self.end_id, self.pool = end_id, params.pool
-        self.words = nn.Embedding(vocabulary_size, params.width)
+        self.words = WordTable(vocabulary_size, params.width)
         self.positions = nn.Embedding(max_tokens, params.width)
         self.dropout = nn.Dropout(params.dropout)
         self.transformer = Transformer(params.width, params.layers, params.heads, params.dropout)

@@ -20,6 +20,8 @@ from torch import Tensor, distributed, nn
 
 from polyweft.losses.targets import Targets
 from polyweft.models.family import Family
+from polyweft.models.words import WordTable
+from polyweft.training.distributed import World
 
 
 class Teacher(Protocol):
@@ -76,6 +78,7 @@ def backward_whole(
     with autocast():
         losses: dict[str, Tensor] = step(work.inputs, work.present_BM, work.targets)
     scale(_total(losses)).backward()  # type: ignore[no-untyped-call]
+    _fill_rows(step)
     return {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -104,7 +107,20 @@ def backward_cached(
         sent = [(again[n], g[rows]) for n, g in _gradients(outputs).items() if again[n].requires_grad]
         if sent:
             torch.autograd.backward([tensor for tensor, _ in sent], [grad for _, grad in sent])
+    _fill_rows(step)
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+def send_rows_of_word_tables(model: nn.Module, world: World, *, compiled: bool) -> None:
+    """Let DistributedDataParallel, made after this, exchange of each word table the batch's rows alone.
+
+    Only gloo can do it, not NCCL, and torch.compile not at all; there nothing changes. Of the 83 MB of
+    gradients of a small dual tower, 50 are those of its 49,408 words: without them two processes on two cores
+    take 2% less time for a step.
+    """
+    for module in model.modules():
+        if isinstance(module, WordTable):
+            module.sparse = world.device.type == "cpu" and not compiled
 
 
 def average_gradients(module: nn.Module) -> None:
@@ -123,6 +139,13 @@ def average_gradients(module: nn.Module) -> None:
     for parameter, grad in zip(used, grads, strict=True):
         parameter.grad = grad.copy_(flat[place : place + grad.numel()].view_as(grad))
         place += grad.numel()
+
+
+def _fill_rows(module: nn.Module) -> None:
+    """Make whole again what came as rows: norms, clipping and the optimiser take all of a table."""
+    for parameter in module.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def _forward(

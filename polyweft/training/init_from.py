@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from polyweft.data.text import VOCABULARY_FILE
 from polyweft.errors import DataError
 from polyweft.io import read_json
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-TOKENIZER = "tokenizer.json"
 SHOWN = 4
 FEWEST = 4
 """Tensors that a part of foreign weights must share with a part of the model to be taken for the same part:
@@ -99,7 +99,7 @@ def load_into(module: nn.Module, source: Path) -> Loaded:
 
 def other_tokens(source: Path, prepared: Path) -> str | None:
     """A warning where the weights know a token's number as another word than the data; None where not."""
-    theirs, ours = source / TOKENIZER, prepared / TOKENIZER
+    theirs, ours = source / VOCABULARY_FILE, prepared / VOCABULARY_FILE
     if not (theirs.exists() and ours.exists()) or theirs.read_bytes() == ours.read_bytes():
         return None
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from polyweft.training.gradients import (
     average_gradients,
     backward_cached,
     backward_whole,
+    send_rows_of_word_tables,
 )
 from polyweft.training.memory import chosen_micro_batch, run_with_halving
 from polyweft.training.params import TrainParams
@@ -83,7 +84,10 @@ class Learner:
         if params.strategy == "ddp" and world.size > 1:
             # Unused parameters are looked for, which also keeps the order of the sums: torch would otherwise
             # divide the gradients anew after the first step, and a resumed run would round differently.
-            self.whole = DistributedDataParallel(self.step, find_unused_parameters=True)
+            send_rows_of_word_tables(model, world, compiled=params.compile)
+            self.whole = DistributedDataParallel(
+                self.step, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
         if params.compile:
             self.whole = torch.compile(self.whole)  # type: ignore[assignment]
         self.optimizer = optim.adamw(
@@ -136,8 +140,9 @@ class Learner:
             faulty = not bool(local.isfinite().all())
             raise TrainingError(_not_finite(progress.step, dict(zip(names, means, strict=True)), ids, faulty))
         self.scaler.unscale_(self.optimizer)
-        norms = {f"grad_norm_{name}": _norm(tower) for name, tower in self.model.towers.items()}
-        norm = sharding.clip_gradients(self.model, params.clip_norm, self.world)
+        squares = sharding.squared_norms(self.model, self.world)
+        norms = {f"grad_norm_{name}": _norm(squares, tower) for name, tower in self.model.towers.items()}
+        norm = sharding.clip_gradients(squares, params.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.after_step()
@@ -251,13 +256,8 @@ def _checkpoint_activations(model: nn.Module) -> None:
             module.checkpointing = True  # type: ignore[assignment]
 
 
-def _norm(module: nn.Module) -> float:
-    squares = [p.grad.float().square().sum() for p in module.parameters() if p.grad is not None]
-    return float(torch.stack([_local(square) for square in squares]).sum().sqrt()) if squares else 0.0
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+def _norm(squares: Mapping[nn.Parameter, float], module: nn.Module) -> float:
+    return math.sqrt(sum(squares.get(parameter, 0.0) for parameter in module.parameters()))
 
 
 def _not_finite(step: int, means: dict[str, float], ids: list[str], faulty: bool) -> str:

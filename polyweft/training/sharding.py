@@ -8,7 +8,8 @@ Parameters without a dimension (temperatures) cannot be divided: every process h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -79,23 +80,40 @@ def average_whole_gradients(module: nn.Module, world: World) -> None:
             parameter.grad /= world.size
 
 
-def clip_gradients(module: nn.Module, limit: float, world: World) -> float:
-    """Scale the gradients so that their joint norm is at most `limit`; the norm before, the same everywhere.
+def squared_norms(module: nn.Module, world: World) -> dict[nn.Parameter, float]:
+    """The squared 2-norm of every parameter's whole gradient, the same on each process.
 
-    It equals `clip_grad_norm_` for plain parameters, and takes plain and divided ones together, which that
-    does not.
+    The gradients must be averaged already; a parameter without one is left out.
     """
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    divided = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    squares = _square(divided, world)
+    held = {p: p.grad for p in module.parameters() if p.grad is not None}
+    squares = torch.zeros(len(held), dtype=torch.float64, device=world.device)
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in held.values()]
+    filled = [place for place, grad in enumerate(local) if grad.numel()]
+    if filled:
+        norms = torch._foreach_norm([local[place] for place in filled])
+        squares[filled] = torch.stack(norms).to(torch.float64).square()
+    divided = [place for place, grad in enumerate(held.values()) if isinstance(grad, DTensor)]
     if divided and world.size > 1:
-        distributed.all_reduce(squares)
-    norm = (squares + _square(whole, world)).sqrt()
-    factor = torch.clamp(limit / (norm + 1e-6), max=1.0).to(torch.float32)
-    for gradient in whole + divided:
-        gradient.mul_(factor)
-    return float(norm)
+        parts = squares[divided]
+        distributed.all_reduce(parts)
+        squares[divided] = parts
+    return dict(zip(held, squares.tolist(), strict=True))
+
+
+def clip_gradients(squares: Mapping[nn.Parameter, float], limit: float) -> float:
+    """Scale the gradients so that their joint norm, of `squared_norms`, is at most `limit`; the norm before.
+
+    It does what `clip_grad_norm_` does for plain parameters, and takes plain and divided ones together, which
+    that does not.
+    """
+    norm = math.sqrt(sum(squares.values()))
+    factor = limit / (norm + 1e-6)
+    if factor < 1.0 or math.isnan(factor):
+        for parameter in squares:
+            grad = parameter.grad
+            if grad is not None:
+                (grad.to_local() if isinstance(grad, DTensor) else grad).mul_(factor)
+    return norm
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -106,11 +124,3 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def _whole(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
-
-
-def _square(gradients: list[Tensor], world: World) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
-    norms = torch._foreach_norm([g for g in gradients if g.numel()]) if gradients else ()
-    for norm in norms:
-        total += norm.to(torch.float64).square()
-    return total

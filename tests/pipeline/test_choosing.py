@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from clones import Clone
@@ -23,7 +24,18 @@ space:
 """
 
 
-def test_a_sweep_names_the_best_trial_which_dvc_takes_over(ran: Clone) -> None:
+@pytest.fixture
+def put_back(ran: Clone) -> Iterator[Clone]:
+    """The clone that other tests share, as it was before, whatever the test did."""
+    yield ran
+    ran.run("git", "checkout", "-q", ".")
+    ran.run("git", "clean", "-qfd")
+    ran.run("dvc", "checkout", "-q")
+    shutil.rmtree(ran.folder / "reports/html/compare", ignore_errors=True)
+
+
+def test_a_sweep_names_the_best_trial_which_dvc_takes_over(put_back: Clone) -> None:
+    ran = put_back
     before, lock = (ran.folder / "params.yaml").read_bytes(), ran.lock()
     (ran.folder / "sweep.yaml").write_text(SWEEP)
     both = ran.run("python", "-m", "flows.sweep", "--file", "sweep.yaml")
@@ -36,15 +48,13 @@ def test_a_sweep_names_the_best_trial_which_dvc_takes_over(ran: Clone) -> None:
     assert ran.lock() == lock
     ran.run("dvc", "exp", "apply", rows[0][0])
     params = YAML(typ="safe").load((ran.folder / "params.yaml").read_text())
-    assert params["train"]["lr"] == pytest.approx(float(rows[0][2]), rel=1e-3)
     report = json.loads((ran.folder / "data/reports/train.json").read_text())
+    assert params["train"]["lr"] == pytest.approx(float(rows[0][2]), rel=1e-3)
     assert report["validation_score"] == pytest.approx(float(rows[0][1]), abs=1e-4)
-    ran.run("git", "checkout", "-q", ".")
-    ran.run("git", "clean", "-qfd")
-    ran.run("dvc", "checkout", "-q")
 
 
-def test_models_are_set_side_by_side_and_the_workspace_stays_as_it_was(ran: Clone) -> None:
+def test_models_are_set_side_by_side_and_the_workspace_stays_as_it_was(put_back: Clone) -> None:
+    ran = put_back
     lock = ran.lock()
     yaml = YAML()
     content = yaml.load((ran.folder / "params.yaml").read_text())
@@ -74,9 +84,6 @@ def test_models_are_set_side_by_side_and_the_workspace_stays_as_it_was(ran: Clon
     assert "towers" in (ran.folder / "reports/html/compare/index.html").read_text()
     assert ran.lock() == lock
     assert ran.run("git", "status", "--porcelain", "--untracked-files=no") == ""
-    for name in ("towers.yaml", "pixels.yaml"):
-        (ran.folder / name).unlink()
-    shutil.rmtree(ran.folder / "reports/html/compare")
 
 
 def test_a_file_that_is_not_there_is_one_message(ran: Clone) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
@@ -17,6 +18,7 @@ from polyweft.losses.distillation import distil_logits, distil_similarities
 from polyweft.losses.gather import Rows
 from polyweft.losses.targets import Targets
 from polyweft.losses.tasks import balance_by_uncertainty, task_loss
+from tests.group import joined
 
 ROWS = 8
 MODALITIES = ["image", "text", "audio"]
@@ -131,16 +133,15 @@ def main() -> None:
     """Join the group, compute, average over the processes, write."""
     from safetensors.torch import save_file
 
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    out = outcome(rank, world)
-    for tensor in out.values():
-        distributed.all_reduce(tensor)
-        tensor /= world
-    distributed.destroy_process_group()
+    with joined(folder / "port", rank, world):
+        out = outcome(rank, world)
+        for tensor in out.values():
+            distributed.all_reduce(tensor)
+            tensor /= world
     if rank == 0:
-        save_file({name: tensor.contiguous() for name, tensor in out.items()}, f"{folder}/out.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in out.items()}, folder / "out.safetensors")
 
 
 if __name__ == "__main__":

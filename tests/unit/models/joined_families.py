@@ -19,6 +19,7 @@ from polyweft.losses.targets import Targets
 from polyweft.models.build import build_model
 from polyweft.models.family import BuildContext, Family, ModelParams
 from polyweft.training.gradients import Step, Work, average_gradients, backward_cached, backward_whole
+from tests.group import joined
 
 ROWS = 16
 CLASSES, LABELS = ["a", "b", "c"], ["x", "y"]
@@ -123,11 +124,10 @@ def main() -> None:
 
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     mine = folder / str(rank)
     mine.mkdir()
-    results = {count: outcome(mine, rank, world, count) for count in (1, 4)}
-    distributed.destroy_process_group()
+    with joined(folder / "port", rank, world):
+        results = {count: outcome(mine, rank, world, count) for count in (1, 4)}
     if rank == 0:
         for count, out in results.items():
             save_file(out, folder / f"out-{count}.safetensors")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from polyweft.models.transformer import Transformer
@@ -21,8 +22,10 @@ from polyweft.training.sharding import (
     clip_gradients,
     repeated_blocks,
     shard,
+    squared_norms,
     whole_state,
 )
+from tests.group import joined
 
 
 class Small(nn.Module):
@@ -44,11 +47,13 @@ class Small(nn.Module):
 def train(strategy: str, rank: int, size: int, steps: int, folder: Path) -> None:
     """Train to step `steps`, going on from the newest checkpoint; at the end write the whole weights."""
     torch.set_num_threads(1)
-    if size > 1:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        method = f"file://{folder}/store-{steps}"
-        distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=size)
-    world = World(rank, size, torch.device("cpu"))
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    with joined(folder / f"port-{steps}", rank, size) if size > 1 else nullcontext():
+        _train(strategy, World(rank, size, torch.device("cpu")), steps, folder)
+
+
+def _train(strategy: str, world: World, steps: int, folder: Path) -> None:
+    rank, size = world.rank, world.size
     torch.manual_seed(0)
     model = Small()
     called: nn.Module = model
@@ -75,7 +80,7 @@ def train(strategy: str, rank: int, size: int, steps: int, folder: Path) -> None
         loss.backward()
         if strategy == "fsdp":
             average_whole_gradients(model, world)
-        norm = clip_gradients(model, 0.5, world)
+        norm = clip_gradients(squared_norms(model, world), 0.5)
         optimizer.step()
         ema.update(model, step)
         losses.append([float(loss.detach()), norm])
@@ -89,5 +94,3 @@ def train(strategy: str, rank: int, size: int, steps: int, folder: Path) -> None
     if rank == 0:
         save_file(weights, folder / f"weights-{steps}.safetensors")
     (folder / f"losses-{rank}.json").write_text(json.dumps(losses))
-    if size > 1:
-        distributed.destroy_process_group()

@@ -17,7 +17,7 @@ from torch import nn
 from polyweft.models.transformer import Transformer
 from polyweft.training import checkpoint
 from polyweft.training.distributed import ALONE
-from polyweft.training.sharding import clip_gradients, repeated_blocks
+from polyweft.training.sharding import clip_gradients, repeated_blocks, squared_norms
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -125,5 +125,6 @@ def test_clipping_equals_torchs() -> None:
     for model in models:
         model(x).square().sum().backward()
     norm = nn.utils.clip_grad_norm_(models[0].parameters(), 0.3)
-    assert clip_gradients(models[1], 0.3, ALONE) == pytest.approx(float(norm), rel=1e-6)
+    squares = squared_norms(models[1], ALONE)
+    assert clip_gradients(squares, 0.3) == pytest.approx(float(norm), rel=1e-6)
     torch.testing.assert_close(models[0].weight.grad, models[1].weight.grad)
