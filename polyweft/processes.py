@@ -82,15 +82,16 @@ def _is_dvc(command: Sequence[str]) -> bool:
 
 
 def dvc_ancestor() -> str | None:
-    """Give the identity of the nearest DVC process above this one; None where DVC did not start it.
+    """Give the identity of the nearest DVC process above this one; None where none is left, or never was.
 
     The parent's id would not do: DVC starts a stage through `$SHELL`, which stays in between or not,
-    depending on the shell. Under DVC's Python interface no process bears its name; there the nearest
-    ancestor that is not a shell is taken.
+    depending on the shell. Under DVC's Python interface no process bears its name; there it is the nearest
+    ancestor that is not a shell, if that runs Python: a stage whose DVC died is taken over by init, which
+    must not be followed instead.
     """
     import psutil
 
-    nearest: int | None = None
+    nearest: psutil.Process | None = None
     for process in psutil.Process().parents():
         try:
             command = process.cmdline()
@@ -99,8 +100,24 @@ def dvc_ancestor() -> str | None:
         if _is_dvc(command):
             return identity(process.pid)
         if nearest is None and command and Path(command[0]).name.lstrip("-") not in _SHELLS:
-            nearest = process.pid
-    return identity(nearest) if nearest and os.environ.get("DVC_STAGE") else None
+            nearest = process
+    if nearest is None or not started_by_dvc() or not _runs_python(nearest):
+        return None
+    return identity(nearest.pid)
+
+
+def started_by_dvc() -> bool:
+    """Tell whether DVC started this process, by what DVC leaves in the environment of a stage."""
+    return bool(os.environ.get("DVC_STAGE"))
+
+
+def _runs_python(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return Path(process.exe()).name.startswith("python")
+    except psutil.Error:
+        return False
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -184,18 +201,23 @@ def watch_ancestor(on_loss: Callable[[], None] | None = None) -> threading.Threa
     """Watch, in a thread, the DVC process above this one; when it is gone, end this process and all below.
 
     DVC that is killed leaves its stage running, and a stage that only died itself would leave its own
-    children. Prints one line, calls `on_loss` (quick: it tells the tracking), and exits with code 143. Polls
-    twice a second. Gives None, and watches nothing, where DVC did not start this process.
+    children. Prints one line, calls `on_loss` (quick: it tells the tracking), and exits with code 143, at once
+    where DVC was gone before the call. Polls twice a second. Gives None, and watches nothing, where DVC did
+    not start this process.
     """
     owner = dvc_ancestor()
-    if owner is None:
+    if owner is None and not started_by_dvc():
         return None
     stage = os.environ.get("DVC_STAGE", "stage")
-    return watch(owner, f"{stage}: DVC, which started this stage, is gone; stopping. Run it again.", on_loss)
+    message = f"{stage}: DVC, which started this stage, is gone; stopping. Run it again."
+    return watch(owner or "", message, on_loss)
 
 
 def watch(owner: str, message: str, on_loss: Callable[[], None] | None = None) -> threading.Thread:
-    """Watch the process whose `identity` is `owner` in a thread; see `watch_ancestor` for what follows."""
+    """Watch the process whose `identity` is `owner` in a thread; see `watch_ancestor` for what follows.
+
+    An empty `owner` names one that is gone.
+    """
     thread = threading.Thread(target=_watch, args=(owner, message, on_loss), name="watch", daemon=True)
     thread.start()
     return thread

@@ -65,7 +65,7 @@ def enter(run: Run) -> NoReturn:
     quiet_environment()
     os.environ.setdefault(VARIABLE, str(workspace()))
     form = signature(run)
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{form.stage}", description=run.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{form.stage}", description=_description(run))
     for name in form.paths:
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="PATH")
     paths = vars(parser.parse_args())
@@ -79,6 +79,11 @@ def enter(run: Run) -> NoReturn:
         print(f"{form.stage}: stopped; nothing is half-written. Run `dvc repro` to go on.", file=sys.stderr)
         code = 130
     raise SystemExit(code)
+
+
+def _description(run: Run) -> str:
+    """Give what the stage's docstring says before its sections."""
+    return inspect.getdoc(run).split("\n\nRaises\n")[0]
 
 
 def _stop(number: int, frame: object) -> NoReturn:

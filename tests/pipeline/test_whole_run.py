@@ -70,6 +70,9 @@ def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_lock(ran: Clone,
     assert killed == list(ran.stages())
     assert _run_facts(clone, "train")["resumed_from_step"] > 0
     assert clone.lock() == ran.lock()
+    # The senders of the MLflow runs go on for some seconds, but for no longer.
+    left = psutil.wait_procs(processes.marked("POLYWEFT_WORKSPACE", str(clone.folder)), timeout=30)[1]
+    assert not left, f"{[process.cmdline() for process in left]} outlived the pipeline"
 
 
 def _wait_until_it_works(clone: Clone, stage: str) -> None:

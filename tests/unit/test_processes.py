@@ -84,6 +84,28 @@ def test_the_nearest_dvc_is_found_through_any_shell(tmp_path: Path, shell: list[
     assert own == found
 
 
+def test_a_stage_that_dvc_left_behind_follows_nobody_and_stops(tmp_path: Path) -> None:
+    # DVC was killed while the stage started, which init then has: no driver, though it is the next above.
+    (tmp_path / "stage.py").write_text(
+        "import sys, time\n"
+        "from polyweft.processes import dvc_ancestor, identity, watch_ancestor\n"
+        "while identity(int(sys.argv[1])): time.sleep(0.01)\n"
+        "print('driver', dvc_ancestor(), flush=True)\n"
+        "watch_ancestor()\n"
+        "time.sleep(60)\n"
+    )
+    answer = tmp_path / "answer"
+    answer.touch()
+    script = f'("{sys.executable}" stage.py $$; echo "code $?") > "{answer}" 2>&1 & exit 0'
+    environment = {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1]), "DVC_STAGE": "train"}
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, check=True)
+    deadline = time.monotonic() + 20
+    while "code" not in answer.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    message = "train: DVC, which started this stage, is gone; stopping. Run it again."
+    assert answer.read_text().splitlines() == ["driver None", message, "code 143"]
+
+
 def test_a_guarded_child_dies_with_its_parent() -> None:
     code = (
         "import subprocess, sys, time; from polyweft.processes import guarded\n"
