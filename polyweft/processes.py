@@ -201,9 +201,9 @@ def watch_ancestor(on_loss: Callable[[], None] | None = None) -> threading.Threa
     """Watch, in a thread, the DVC process above this one; when it is gone, end this process and all below.
 
     DVC that is killed leaves its stage running, and a stage that only died itself would leave its own
-    children. Prints one line, calls `on_loss` (quick: it tells the tracking), and exits with code 143, at once
-    where DVC was gone before the call. Polls twice a second. Gives None, and watches nothing, where DVC did
-    not start this process.
+    children. Prints one line, calls `on_loss` (quick: it tells the tracking), and exits with code 143: at
+    once where DVC was gone before the call. Polls twice a second. Gives None, and watches nothing, where DVC
+    did not start this process.
     """
     owner = dvc_ancestor()
     if owner is None and not started_by_dvc():

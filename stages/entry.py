@@ -83,7 +83,7 @@ def enter(run: Run) -> NoReturn:
 
 def _description(run: Run) -> str:
     """Give what the stage's docstring says before its sections."""
-    return inspect.getdoc(run).split("\n\nRaises\n")[0]
+    return (inspect.getdoc(run) or "").split("\n\nRaises\n")[0]
 
 
 def _stop(number: int, frame: object) -> NoReturn:

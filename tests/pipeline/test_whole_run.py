@@ -15,6 +15,8 @@ import psutil
 import pytest
 from clones import Clone
 
+from polyweft import processes
+
 pytestmark = pytest.mark.slow
 NAME = "polyweft-scenes"
 
