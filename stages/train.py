@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -67,10 +68,25 @@ def run(
 
 def _key(sections: dict[str, dict[str, Any]], prepared: Path) -> str:
     root = Path(__file__).parent.parent
-    given = (sections["train"]["init_from"], (sections["train"]["distill"] or {}).get("teacher"))
-    models = [md5_path(workspace() / path) for path in given if path and (workspace() / path).exists()]
+    named = set(_texts([sections["train"], sections["model"]]))
+    models = [md5_path(workspace() / path) for path in sorted(named) if _is_weights(path)]
     parts = [sections, md5_path(prepared), models, *(md5_path(root / path) for path in CODE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    """Every text in nested settings: those that name weights (a champion, a teacher, towers) among them."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, dict | list):
+        for inner in settings.values() if isinstance(settings, dict) else settings:
+            yield from _texts(inner)
+
+
+def _is_weights(path: str) -> bool:
+    place = workspace() / path
+    inside = (place, place / "config.json", place / "state.json")  # a file, a model's folder, a checkpoint's
+    return any(os.path.isfile(file) for file in inside)  # noqa: PTH113  (a text too long for a name is none)
 
 
 @contextlib.contextmanager

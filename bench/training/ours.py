@@ -116,6 +116,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     only_exact_products()
+    torch.use_deterministic_algorithms(True)  # as the trainer does, and with it:
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(17)
     trained = model()
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -139,6 +139,7 @@ def _judge_folds(
     import torch
 
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     before = torch.get_num_threads()
     models = []
     for fold in range(params.folds):

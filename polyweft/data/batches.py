@@ -238,15 +238,19 @@ def take(
     )
 
 
-def drop_modalities(present_BM: Floats, draws_BM: Floats, probability: float) -> Floats:
+def drop_modalities(
+    present_BM: Floats, draws_BM: Floats, probability: float, *, seen_M: npt.NDArray[np.bool_]
+) -> Floats:
     """Presence after modality dropout (Neverova et al., 2016, ModDrop): each is dropped alone, never all.
 
-    `draws` are numbers in [0, 1); of a row that would lose everything, the largest draw stays.
+    `draws` are numbers in [0, 1); of a row that would lose everything that the head sees (True in `seen`),
+    the largest draw among that stays.
     """
     kept_BM = present_BM * (draws_BM >= probability)
-    lost_B = kept_BM.sum(axis=1) == 0
-    last_BM = np.eye(present_BM.shape[1], dtype=np.float32)[((1 + draws_BM) * present_BM).argmax(axis=1)]
-    return np.where(lost_B[:, None], last_BM * present_BM, kept_BM).astype(np.float32)
+    seen_BM = present_BM * seen_M
+    lost_B = (kept_BM * seen_M).sum(axis=1) == 0
+    last_BM = np.eye(present_BM.shape[1], dtype=np.float32)[((1 + draws_BM) * seen_BM).argmax(axis=1)]
+    return np.where(lost_B[:, None], np.maximum(kept_BM, last_BM * seen_BM), kept_BM).astype(np.float32)
 
 
 def _rows(contents: Contents, place_B: Ints) -> npt.NDArray[Any]:

@@ -119,15 +119,16 @@ def _moved(pixels_B3SS: Tensor, draws_BX: Tensor, params: AugmentParams, fill_3:
 
 def _recoloured(pixels_B3SS: Tensor, draws_BX: Tensor, params: AugmentParams) -> Tensor:
     """Hue turned about the grey axis (Haeberli, 1993), then colours drawn to or from their luma."""
-    identity, third = torch.eye(3), torch.full((3, 3), 1 / 3)
+    device = pixels_B3SS.device
+    identity, third = torch.eye(3, device=device), torch.full((3, 3), 1 / 3, device=device)
     root = 1 / math.sqrt(3)
-    cross = torch.tensor([[0, -root, root], [root, 0, -root], [-root, root, 0]])
+    cross = torch.tensor([[0, -root, root], [root, 0, -root], [-root, root, 0]], device=device)
     angle_B11 = (draws_BX[:, 7] * math.radians(params.hue))[:, None, None]
     turn_B33 = third + torch.cos(angle_B11) * (identity - third) + torch.sin(angle_B11) * cross
     keep_B = torch.exp(draws_BX[:, 8] * params.saturation)
     keep_B = torch.where(draws_BX[:, 9] < 2 * params.gray - 1, torch.zeros_like(keep_B), keep_B)
     keep_B11 = keep_B[:, None, None]
-    luma_33 = torch.tensor(_LUMA).expand(3, 3)
+    luma_33 = torch.tensor(_LUMA, device=device).expand(3, 3)
     matrix_B33 = (keep_B11 * identity + (1 - keep_B11) * luma_33) @ turn_B33
     return torch.bmm(matrix_B33, pixels_B3SS.flatten(2)).view_as(pixels_B3SS)
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,21 +74,28 @@ def save(
         shutil.rmtree(old)
 
 
-def newest(folder: Path, world: World = ALONE) -> Checkpoint | None:
-    """The newest whole checkpoint; None where there is none.
+def newest(
+    folder: Path, world: World = ALONE, warn: Callable[[str], None] = lambda text: None
+) -> Checkpoint | None:
+    """The newest whole checkpoint; None where there is none. `warn` is told of each that is damaged.
 
     The main process verifies the hashes and tells the others which it is, so that all take the same one.
     """
     found: Checkpoint | None = None
     if world.is_main:
-        found = _newest_whole(folder)
+        found = _newest_whole(folder, warn)
     if world.size == 1:
         return found
     step = torch.tensor([-1 if found is None else found.step], dtype=torch.int64, device=world.device)
     distributed.broadcast(step, src=0)
     if int(step) < 0 or world.is_main:
         return found
-    return _open(folder / f"step-{int(step):09d}", [])
+    return at(folder / f"step-{int(step):09d}")
+
+
+def at(place: Path) -> Checkpoint:
+    """The checkpoint in this folder, not verified."""
+    return Checkpoint(place, json.loads((place / STATE).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -103,11 +110,10 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint; its tensors are read when asked for."""
+    """A checkpoint; its tensors are read when asked for."""
 
     place: Path
     state: dict[str, Any]
-    warnings: list[str]
 
     @property
     def step(self) -> int:
@@ -204,24 +210,30 @@ class Checkpoint:
         return pieces
 
 
-def _newest_whole(folder: Path) -> Checkpoint | None:
-    warnings: list[str] = []
+def _newest_whole(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    damaged: list[str] = []
+    whole: Checkpoint | None = None
     for place in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            found = _open(place, warnings)
-            whole = all(_digest(place / name) == digest for name, digest in found.state["files"].items())
-            mark = found.state.get("curve")
-            whole = whole and (mark is None or curves.holds(folder, mark))
-        except (OSError, ValueError, KeyError, AttributeError):
-            whole = False
-        if whole:
-            return found
-        warnings.append(f"checkpoint {place.name} is damaged; the one before it is used")
-    return None
+        if _is_whole(place):
+            whole = at(place)
+            break
+        damaged.append(place.name)
+    anew = "none before it is whole: training begins anew"
+    instead = anew if whole is None else f"{whole.place.name} is used"
+    for name in damaged:
+        warn(f"checkpoint {name} is damaged, or the curve beside it; {instead}")
+    return whole
 
 
-def _open(place: Path, warnings: list[str]) -> Checkpoint:
-    return Checkpoint(place, json.loads((place / STATE).read_text(encoding="utf-8")), warnings)
+def _is_whole(place: Path) -> bool:
+    try:
+        state = at(place).state
+        mark = state.get("curve")
+        return all(_digest(place / name) == digest for name, digest in state["files"].items()) and (
+            mark is None or curves.holds(place.parent, mark)
+        )
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor], world: World) -> str:

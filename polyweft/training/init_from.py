@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyweft.data.text import VOCABULARY_FILE
 from polyweft.errors import DataError
 from polyweft.io import read_json
+from polyweft.training import checkpoint
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 SHOWN = 4
@@ -65,8 +66,9 @@ def load_into(module: nn.Module, source: Path) -> Loaded:
     Parameters
     ----------
     source
-        A folder that `train` left (`model.safetensors`, `config.json`), a safetensors file with this
-        project's names, or a folder of transformers, whose parts are matched with those of the model.
+        A folder that `train` left (`model.safetensors`, `config.json`), a checkpoint's folder, a safetensors
+        file with this project's names, or a folder of transformers, whose parts are matched with those of
+        the model.
 
     Raises
     ------
@@ -116,6 +118,8 @@ def _read(source: Path) -> tuple[dict[str, Tensor], bool]:
 
     if source.suffix in PICKLES:
         raise DataError(_pickled(source))
+    if (source / checkpoint.STATE).exists():
+        return checkpoint.at(source).part("model."), False
     file = source / "model.safetensors" if source.is_dir() else source
     if source.is_dir() and (source / "config.json").exists():
         config = read_json(source / "config.json")

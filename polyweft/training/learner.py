@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from polyweft.errors import TrainingError
+from polyweft.io import write_json
 from polyweft.models.family import Family
 from polyweft.progress import Bar
 from polyweft.training import checkpoint, optim, sharding
@@ -34,6 +35,7 @@ from polyweft.training.memory import chosen_micro_batch, run_with_halving
 from polyweft.training.params import TrainParams
 
 Log = Callable[[dict[str, float], int], None]
+SHOWN_ROWS = 8
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -107,13 +109,16 @@ class Learner:
             place = {"scale": self.progress.loss_scale, "_growth_tracker": self.progress.steps_at_scale}
             self.scaler.load_state_dict(self.scaler.state_dict() | place)
 
-    def learn(self, work: Work, ids: list[str]) -> tuple[dict[str, float], bool]:
+    def learn(self, work: Work, ids: Sequence[Sequence[str]]) -> tuple[dict[str, float], bool]:
         """Take one step; the row of the curve that it adds, and whether any process was asked to stop.
+
+        `ids` names the batch's samples, by process.
 
         Raises
         ------
         TrainingError
-            A loss is not finite: the weights are those before the step, and stand in a checkpoint.
+            A loss, or the gradient, is not finite: the weights are those before the step, and stand in a
+            checkpoint.
         """
         params, progress = self.params, self.progress
         rate = optim.learning_rate(
@@ -135,14 +140,14 @@ class Learner:
         local = torch.stack([*(loss.float() for loss in losses.values()), stopping])
         *means, asked = mean_over_processes(local.clone(), self.world).tolist()
         if not all(math.isfinite(value) for value in means):
-            self.optimizer.zero_grad(set_to_none=True)
-            self._save()
-            faulty = not bool(local.isfinite().all())
-            raise TrainingError(_not_finite(progress.step, dict(zip(names, means, strict=True)), ids, faulty))
+            bad = ", ".join(f"{n} {v}" for n, v in zip(names, means, strict=True) if not math.isfinite(v))
+            raise self._not_finite(f"the loss of step {progress.step} is not finite ({bad})", local, ids)
         self.scaler.unscale_(self.optimizer)
         squares = sharding.squared_norms(self.model, self.world)
         norms = {f"grad_norm_{name}": _norm(squares, tower) for name, tower in self.model.towers.items()}
         norm = sharding.clip_gradients(squares, params.clip_norm)
+        if not math.isfinite(norm) and not self.scaler.is_enabled():  # the scaler passes such a step over
+            raise self._not_finite(f"the gradient of step {progress.step} is not finite", None, ids)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.after_step()
@@ -234,19 +239,39 @@ class Learner:
             curve=self.curve,
         )
 
+    def _not_finite(self, what: str, local: Tensor | None, ids: Sequence[Sequence[str]]) -> TrainingError:
+        """Keep the weights, and name the rows of the processes whose values, `local`, are not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._save()
+        faulty = torch.zeros(self.world.size, device=self.world.device)
+        faulty[self.world.rank] = 1.0 if local is None or not local.isfinite().all() else 0.0
+        flags = mean_over_processes(faulty, self.world).tolist()
+        shares = [share for share, flag in zip(ids, flags, strict=True) if flag]
+        rows = list(dict.fromkeys(row for share in shares for row in share))
+        folder = self.around.checkpoints
+        listed, place = folder / "not-finite.json", folder / f"step-{self.progress.step:09d}"
+        if self.world.is_main:
+            write_json(listed, {"what": what, "rows": rows})
+        more = f" and {len(rows) - SHOWN_ROWS} more, all in {listed}" if len(rows) > SHOWN_ROWS else ""
+        return TrainingError(
+            f"{what}; its rows: {', '.join(rows[:SHOWN_ROWS])}{more}. The weights before it are kept in "
+            f"{place}. Mend the rows at their source, lower train.lr or train in fp32, and run `dvc repro`: "
+            "it begins anew, with these weights if train.init_from names their folder."
+        )
+
     def _resume(self) -> tuple[Progress, dict[str, Any] | None]:
-        found = checkpoint.newest(self.around.checkpoints, self.world)
+        bar = self.around.bar
+        place, warn = self.around.checkpoints, lambda text: bar.say(f"warning: {text}")
+        found = checkpoint.newest(place, self.world, warn)
         if found is None:
             return Progress(), None
-        for warning in found.warnings:
-            self.around.bar.say(f"warning: {warning}")
         found.restore(self.model.state_dict(), "model.")
         optim.restore_state(self.model, self.optimizer, found)
         if self.ema is not None:
             found.restore(self.ema.tensors(), "ema.")
         self.best = found.part("best.") or None
         progress = Progress(**{name: found.state[name] for name in vars(Progress())})
-        self.around.bar.say(f"resumed from step {progress.step}")
+        bar.say(f"resumed from step {progress.step}")
         return progress, found.state.get("curve")
 
 
@@ -258,13 +283,3 @@ def _checkpoint_activations(model: nn.Module) -> None:
 
 def _norm(squares: Mapping[nn.Parameter, float], module: nn.Module) -> float:
     return math.sqrt(sum(squares.get(parameter, 0.0) for parameter in module.parameters()))
-
-
-def _not_finite(step: int, means: dict[str, float], ids: list[str], faulty: bool) -> str:
-    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    here = f"its rows: {shown}" if faulty else "the rows are those of another process"
-    bad = ", ".join(f"{name} {value}" for name, value in means.items() if not math.isfinite(value))
-    return (
-        f"the loss of step {step} is not finite ({bad}); {here}. The weights before the step are kept in a "
-        "checkpoint. Lower train.lr or train in fp32, or look at the rows; then run `dvc repro`."
-    )

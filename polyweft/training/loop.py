@@ -26,7 +26,6 @@ from polyweft.data.batches import (
     together,
 )
 from polyweft.data.reader import Reader
-from polyweft.errors import TrainingError
 from polyweft.models.family import Family
 from polyweft.training import sharding
 from polyweft.training.audio_augment import audio_draws
@@ -36,8 +35,9 @@ from polyweft.training.feed import Feed
 from polyweft.training.gradients import Work
 from polyweft.training.learner import Learner, Progress, Surroundings
 from polyweft.training.params import TrainParams
+from polyweft.training.settings import check_settings
 from polyweft.training.system_metrics import process_megabytes
-from polyweft.training.validation import validate
+from polyweft.training.validation import ROWS_AT_ONCE, validate
 
 LOG_EVERY = 10
 
@@ -72,13 +72,14 @@ def fit(
         stop (it has left a checkpoint then).
     """
     world, bar = around.world, around.bar
-    _check(params, model, train, world)
+    check_settings(params, model, train, world)
     bounds = batch_bounds(len(train), params.batch_size) if params.epochs else []
     total = len(bounds) * params.epochs
     if model.head is not None:
         targets = (torch.from_numpy(part) for part in (train.class_N, train.labels_NK, train.value_N))
         model.head.prepare(*targets)  # type: ignore[operator]
     feed, learner = Feed(readers, world.device), Learner(model, params, around, total)
+    seen_M = np.array([model.head is None or name in model.head.sees for name in readers])  # type: ignore[operator]
     progress, resumed_from = learner.progress, learner.progress.step
     begin, seen = time.perf_counter(), 0
     for epoch in range(progress.step // max(len(bounds), 1), params.epochs):
@@ -102,7 +103,9 @@ def fit(
         for first, last in bounds[progress.step - epoch * len(bounds) :]:
             rows_B, real_B = share_of(order_N[first:last], world.rank, world.size)
             batch = take(train, rows_B, chosen, real_B=real_B, positives=params.positives)
-            present_BM = drop_modalities(batch.present_BM, presence_NM[rows_B], params.modality_dropout)
+            present_BM = drop_modalities(
+                batch.present_BM, presence_NM[rows_B], params.modality_dropout, seen_M=seen_M
+            )
             work = Work(
                 inputs=feed.inputs(
                     batch,
@@ -116,7 +119,8 @@ def fit(
                 targets=feed.targets(batch),
                 seed=_step_seed(seed, progress.step, world),
             )
-            row, stopping = learner.learn(work, [train.ids[row] for row in rows_B])
+            shares = (share_of(order_N[first:last], rank, world.size)[0] for rank in range(world.size))
+            row, stopping = learner.learn(work, [[train.ids[row] for row in share] for share in shares])
             seen += last - first
             bar.at(progress.step, total)
             if progress.step % LOG_EVERY == 0:
@@ -141,6 +145,7 @@ def fit(
                         world,
                         removing=params.modality_dropout > 0,
                         positives=params.positives,
+                        rows_at_once=min(learner.micro_batch or ROWS_AT_ONCE, ROWS_AT_ONCE),
                     )
                     learner.choose(scores, epoch)
                 around.log({f"validation_{name}": value for name, value in scores.items()}, progress.step)
@@ -151,35 +156,6 @@ def fit(
     with learner.averaged():
         weights = learner.best or sharding.whole_state(model)
     return Result(weights, progress, learner.rows(), resumed_from, speed)
-
-
-def _check(params: TrainParams, model: Family, train: Arrays, world: World) -> None:
-    if params.batch_size < world.size:
-        raise TrainingError(
-            f"train.batch_size {params.batch_size} is smaller than the {world.size} processes; choose at "
-            "least one row for each, better 64."
-        )
-    if params.strategy == "fsdp" and params.precision == "fp16":
-        raise TrainingError(
-            "train.precision fp16 does not go with train.strategy fsdp: each process would look for overflow "
-            "in its own part alone. Choose bf16, or ddp."
-        )
-    if params.strategy == "fsdp" and params.muon is not None:
-        raise TrainingError(
-            "train.muon does not go with train.strategy fsdp: it needs whole matrices, of which each process "
-            "then holds some rows. Choose ddp, or leave train.muon out."
-        )
-    encoder = getattr(getattr(model.towers, "image", None), "encoder", None)
-    if params.image_sizes and not getattr(encoder, "any_size", False):
-        raise TrainingError(
-            "train.image_sizes needs an image tower that takes any size: cnn or resnet. A ViT has a position "
-            "for each patch of one size. Leave train.image_sizes out, or choose such a tower."
-        )
-    if params.epochs and len(train) < params.batch_size:
-        raise TrainingError(
-            f"train.batch_size is {params.batch_size} but the train split has {len(train)} samples; "
-            "lower train.batch_size or bring more data."
-        )
 
 
 def _image_size(params: TrainParams, epoch: int) -> int | None:

@@ -32,6 +32,7 @@ def validate(
     *,
     removing: bool = False,
     positives: Positives = "content",
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> dict[str, float]:
     """What the split tells of the model, each row with its first content; and the mean of it, `score`.
 
@@ -53,8 +54,8 @@ def validate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for begin in range(0, share, ROWS_AT_ONCE):
-            batch = take(arrays, mine[begin : begin + ROWS_AT_ONCE], chosen)
+        for begin in range(0, share, rows_at_once):
+            batch = take(arrays, mine[begin : begin + rows_at_once], chosen)
             present_BM = torch.from_numpy(batch.present_BM).to(world.device)
             inputs = feed.inputs(batch)
             parts.append(_told(model, model(inputs, present_BM)))

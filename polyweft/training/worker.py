@@ -66,6 +66,8 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float, stopping
     prepared, out = Path(spec["prepared"]), Path(spec["out"])
     torch.set_num_threads(max(1, runtime.threads // params.processes))
     torch.use_deterministic_algorithms(True)
+    # Nothing reads memory before it is written; to fill all of it costs time in every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(runtime.seed)
     context = context_of_data(model_params, prepared)
     model = build_model(model_params, context)
@@ -81,7 +83,10 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float, stopping
     ):
         if params.init_from is not None:
             source = workspace() / params.init_from
-            bar.say(str(load_into(model, source)))
+            loaded, listed = load_into(model, source), workspace() / "reports" / "init_from.json"
+            bar.say(f"{loaded}\n  every name: {listed.relative_to(workspace())}")
+            if here.is_main:
+                write_json(listed, vars(loaded))
             if warning := other_tokens(source, prepared):
                 bar.say(warning)
         around = Surroundings(

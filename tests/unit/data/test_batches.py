@@ -66,12 +66,13 @@ def test_a_curriculum_shows_every_row_and_begins_with_the_easy_ones(rows: int, e
     draws=np_arrays(np.float32, (6, 3), elements=st.floats(0, 0.9375, width=32)),
     probability=st.floats(0, 0.99),
 )
-def test_modality_dropout_adds_nothing_and_never_takes_all(
+def test_modality_dropout_adds_nothing_and_never_takes_all_that_the_head_sees(
     present: np.ndarray, draws: np.ndarray, probability: float
 ) -> None:
-    kept = drop_modalities(present, draws, probability)
-    assert (kept <= present).all()
-    assert ((kept.sum(axis=1) > 0) == (present.sum(axis=1) > 0)).all()
+    for seen in ([True, True, True], [True, False, True], [False, True, False]):
+        kept = drop_modalities(present, draws, probability, seen_M=np.array(seen))
+        assert (kept <= present).all()
+        assert (kept[:, seen].any(axis=1) == present[:, seen].any(axis=1)).all()
 
 
 def test_a_row_that_fills_a_share_up_has_no_modality_and_no_target(split: Arrays) -> None:

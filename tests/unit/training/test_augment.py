@@ -76,3 +76,9 @@ def test_a_cover_hides_a_patch_with_one_colour() -> None:
     out = augment(_images(1), numbers, AugmentParams(cutout=1.0), WHITE, 16)
     assert torch.equal(out[0, :, 6:10, 6:10], torch.full((3, 4, 4), 0.5))
     assert torch.equal(out[0, :, 0], _images(1)[0, :, 0])
+
+
+def test_everything_is_computed_where_the_images_are() -> None:
+    # The device without values takes part in no operation with a tensor of another.
+    images, numbers = _images(3).to("meta"), torch.zeros(3, NUMBERS, device="meta")
+    assert augment(images, numbers, STRONG, WHITE.to("meta"), 16).device.type == "meta"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from polyweft.training import checkpoint
 
 
 def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    found = checkpoint.newest(folder)
+    warnings: list[str] = []
+    found = checkpoint.newest(folder, warn=warnings.append)
     assert found is not None
-    return found.part(""), found.state, found.warnings
+    return found.part(""), found.state, warnings
 
 
 def test_the_newest_of_the_kept_checkpoints_comes_back(tmp_path: Path) -> None:
@@ -38,8 +40,19 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(t
     damaged.write_bytes(bytes(content))
     tensors, state, warnings = _newest(tmp_path)
     assert state["step"] == 5
-    assert "step-000000010 is damaged" in warnings[0]
+    assert len(warnings) == 1
+    assert re.match(r"checkpoint step-000000010 is damaged, .*step-000000005 is used", warnings[0])
     assert torch.equal(tensors["w"], torch.full((3,), 5.0))
+
+
+def test_where_no_checkpoint_is_whole_it_is_said_that_training_begins_anew(tmp_path: Path) -> None:
+    for step in (5, 10):
+        checkpoint.save(tmp_path, step, {"w": torch.full((3,), float(step))}, {})
+        (tmp_path / f"step-{step:09d}" / "tensors.safetensors").write_bytes(b"half")
+    warnings: list[str] = []
+    assert checkpoint.newest(tmp_path, warn=warnings.append) is None
+    assert len(warnings) == 2
+    assert all("none before it is whole: training begins anew" in warning for warning in warnings)
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ import torch
 from polyweft.data.batches import choose_contents, take
 from polyweft.errors import ConfigError
 from polyweft.models.build import save_trained
+from polyweft.progress import Bar
 from polyweft.training.distill import DistillationTeacher
+from polyweft.training.distributed import ALONE
 from polyweft.training.feed import Feed
+from polyweft.training.learner import Surroundings
+from polyweft.training.loop import fit
 from polyweft.training.params import DistillParams
 from tests import small
 
@@ -53,6 +57,27 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn(
 ) -> None:
     assert _loss(prepared, teacher, seed=1) == pytest.approx(0.0, abs=1e-5)
     assert _loss(prepared, teacher, seed=2) > 0.01
+
+
+def test_training_draws_the_student_to_its_teacher_in_micro_batches_too(
+    prepared: Path, teacher: DistillParams, tmp_path: Path
+) -> None:
+    curves = []
+    for micro_batch in (None, 3):
+        torch.manual_seed(5)
+        model, context = small.built(prepared)
+        rows = small.arrays(prepared, context)
+        with Bar("test", shown=False) as bar:
+            around = Surroundings(
+                ALONE, tmp_path / str(micro_batch), lambda row, step: None, bar,
+                teacher=DistillationTeacher.of(teacher, small.model_params(), CPU),
+            )  # fmt: skip
+            params = small.train_params(epochs=6, lr=1e-2, micro_batch=micro_batch, distill=teacher)
+            result = fit(model, params, context.readers, rows, rows, around, seed=3)
+        column = result.progress.names.index("distillation")
+        curves.append([row[column] for row in result.curve])
+    for curve in curves:
+        assert sum(curve[-3:]) < 0.7 * sum(curve[:3])
 
 
 def test_a_teacher_of_other_pictures_is_refused(teacher: DistillParams) -> None:

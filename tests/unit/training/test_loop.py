@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from polyweft.data.batches import Arrays
 from polyweft.errors import TrainingError
+from polyweft.io import read_json
 from polyweft.progress import Bar
+from polyweft.training import checkpoint
 from polyweft.training.distributed import ALONE, World
+from polyweft.training.gradients import Work, backward_whole
+from polyweft.training.init_from import load_into
 from polyweft.training.learner import Surroundings
 from polyweft.training.loop import Result, fit
 from tests import small
@@ -36,6 +41,7 @@ def _fit(
     section: dict[str, Any] | None = None,
     asked_at: int | None = None,
     rows: Arrays | None = None,
+    logged: list[dict[str, float]] | None = None,
     **changes: Any,
 ) -> Result:
     torch.manual_seed(0)
@@ -43,6 +49,8 @@ def _fit(
     steps = 0
 
     def log(metrics: dict[str, float], step: int) -> None:
+        if logged is not None:
+            logged.append(metrics)
         if stop_at is not None and step >= stop_at:
             raise _StoppedError
 
@@ -79,9 +87,10 @@ def test_it_learns(prepared: Path, tmp_path: Path) -> None:
         (3, {"ema_decay": 0.9, "layer_decay": 0.8, "image_sizes": [8, 16]}),
         (5, {"modality_dropout": 0.3, "micro_batch": 3, "gradient_checkpointing": True}),
         (4, {"curriculum": "difficulty", "curriculum_epochs": 2, "precision": "bf16"}),
+        (3, {"muon": {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}}),
         (7, {"precision": "fp16", "ema_decay": 0.9}),
     ],
-    ids=["plain", "averaged", "accumulated", "curriculum", "scaled"],
+    ids=["plain", "averaged", "accumulated", "curriculum", "orthogonal", "scaled"],
 )
 def test_a_run_that_stops_and_resumes_ends_with_the_same_bytes(
     prepared: Path, tmp_path: Path, every: int, changes: dict[str, Any]
@@ -163,9 +172,69 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(
     rows = small.arrays(prepared, context)
     rows.value_N[17] = np.inf
     with pytest.raises(TrainingError, match=r"loss of step 0 is not finite .*its rows: row-") as stop:
-        _fit(prepared, tmp_path, section=section, rows=rows)
+        _fit(prepared, tmp_path, section=section, rows=rows, batch_size=40)
     assert "regression" in str(stop.value)
     assert (tmp_path / "step-000000000").is_dir()
+    assert sorted(read_json(tmp_path / "not-finite.json")["rows"]) == sorted(rows.ids)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(step: nn.Module, work: Work, *rest: Any) -> dict[str, torch.Tensor]:
+        losses = backward_whole(step, work, *rest)
+        if (tmp_path / "step-000000002").exists():
+            next(step.parameters()).grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return losses
+
+    monkeypatch.setattr("polyweft.training.learner.backward_whole", faulty)
+    with pytest.raises(TrainingError, match=r"gradient of step 2 is not finite; its rows: row-"):
+        _fit(prepared, tmp_path)
+    kept = checkpoint.newest(tmp_path)
+    assert kept is not None
+    assert kept.step == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.part("").values())
+    model, _ = small.built(prepared)
+    assert not load_into(model, kept.place).missing, "train.init_from takes the folder that the message names"
+
+
+def test_the_curves_of_a_run_are_logged_while_it_trains(prepared: Path, tmp_path: Path) -> None:
+    logged: list[dict[str, float]] = []
+    _fit(prepared, tmp_path, epochs=2, logged=logged)
+    (row,) = (row for row in logged if "loss" in row)
+    wanted = {"lr", "grad_norm", "grad_norm_image", "grad_norm_text", "temperature", "memory_mb"}
+    assert wanted | {"samples_per_second", "epoch"} <= row.keys()
+    assert all(value > 0 for name, value in row.items() if name.startswith("grad_norm"))
+    assert sum("validation_score" in other for other in logged) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ({**small.DUAL_TOWER, "head": None}, {"modality_dropout": 0.2}, r"modality_dropout 0.2 .* has none"),
+        (None, {"curriculum": "difficulty"}, r"first train.curriculum_epochs epochs, which are 0"),
+        (None, {"compile": True, "micro_batch": 4}, r"train.compile does not go with train.micro_batch"),
+        (
+            None,
+            {"precision": "fp16", "muon": {"lr": 0.02}},
+            r"train.muon does not go with .*precision fp16",
+        ),
+    ],
+    ids=["dropout", "curriculum", "compile", "muon"],
+)
+def test_settings_that_would_do_nothing_or_harm_together_are_refused(
+    prepared: Path, tmp_path: Path, section: dict[str, Any] | None, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        _fit(prepared, tmp_path, section=section, **changes)
+
+
+def test_a_curriculum_without_any_difficulty_is_refused(prepared: Path, tmp_path: Path) -> None:
+    _, context = small.built(prepared)
+    rows = small.arrays(prepared, context)
+    rows.difficulty_N[:] = np.nan
+    with pytest.raises(TrainingError, match=r"needs rows whose difficulty is known, and none is"):
+        _fit(prepared, tmp_path, rows=rows, curriculum="difficulty", curriculum_epochs=1)
 
 
 def test_no_epochs_leave_the_initial_weights(prepared: Path, tmp_path: Path) -> None:
