@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SETTINGS = Path("flows/sweep.yaml")
 STARTING_TRIALS = 4
 """Trials drawn at random before the sampler learns from them."""
+TRIES = 2
+"""For every trial that is asked for: a search of which half the trials fail stops."""
+MEND = "Mend what the failed ones said, then give a larger --trials, or another --name to begin anew."
 
 
 class Range(Section):
@@ -71,7 +74,7 @@ def sweep(params: SweepParams, name: str, seed: int) -> optuna.Study:
     Raises
     ------
     FlowError
-        Every trial failed.
+        No trial finished.
     """
     from prefect import flow, get_run_logger, task
 
@@ -109,18 +112,18 @@ def sweep(params: SweepParams, name: str, seed: int) -> optuna.Study:
     @flow(name="polyweft-sweep", validate_parameters=False, persist_result=False)
     def polyweft_sweep() -> None:
         while len(_done(study)) < params.trials:
-            if len(study.trials) >= 2 * params.trials:
-                break  # as many failures as trials were asked for
+            if len(study.trials) >= TRIES * params.trials:
+                break
             run_trial()
 
     polyweft_sweep()
     if not _done(study):
-        raise FlowError(f"every trial of {name} failed; their messages stand above.")
+        raise FlowError(f"none of {name}'s {len(study.trials)} tries finished. {MEND}")
     return study
 
 
 def table(study: optuna.Study, params: SweepParams) -> str:
-    """The trials, best first, and the command that takes the best one over."""
+    """The trials, best first, the command that takes the best one over, and what the search fell short by."""
     done = sorted(_done(study), key=lambda t: float(t.value or 0.0), reverse=params.direction == "maximize")
     rows = [["experiment", params.target, *params.space]]
     rows += [
@@ -132,7 +135,12 @@ def table(study: optuna.Study, params: SweepParams) -> str:
     cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines = ["  ".join(row).rstrip() for row in cells]
     best = done[0].user_attrs["experiment"]
-    return "\n".join([*lines, "", f"best: {best}    take it over: dvc exp apply {best}"])
+    lines += ["", f"best: {best}    take it over: dvc exp apply {best}"]
+    if len(done) < params.trials:
+        lines += [
+            f"{len(done)} of {params.trials} trials finished; stopped at {len(study.trials)} tries. {MEND}"
+        ]
+    return "\n".join(lines)
 
 
 def _study(params: SweepParams, name: str, seed: int) -> optuna.Study:
@@ -143,13 +151,17 @@ def _study(params: SweepParams, name: str, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = state_folder() / "sweeps"
     folder.mkdir(parents=True, exist_ok=True)
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / f"{name}.jsonl"))),
         study_name=name,
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTING_TRIALS),
         direction=params.direction,
         load_if_exists=True,
     )
+    # The generator is not kept with the study: from `seed` alone it would draw the first trials again.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.trials), n_startup_trials=STARTING_TRIALS
+    )
+    return study
 
 
 def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

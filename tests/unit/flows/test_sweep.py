@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import optuna
+import prefect
 import pytest
 
-from flows import sweep
+from flows import graph, sweep
 from polyweft.config import parse_section
-from polyweft.errors import ConfigError
+from polyweft.errors import ConfigError, FlowError
 
 SPACE = {
     "train.lr": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -43,6 +45,15 @@ def test_trials_are_there_again_after_the_process_ended(study: optuna.Study) -> 
     tell(study, "search-1", 0.7)
     again = sweep._study(params(), "search", seed=1)
     assert [trial.value for trial in sweep._done(again)] == [0.5, 0.7]
+
+
+def test_a_search_that_goes_on_tries_what_it_has_not_tried(study: optuna.Study) -> None:
+    tell(study, "search-0", 0.5)
+    tell(study, "search-1", 0.7)
+    again = sweep._study(params(), "search", seed=1)
+    tell(again, "search-2", 0.6)
+    rates = [trial.params["train.lr"] for trial in again.trials]
+    assert len(set(rates)) == 3, rates
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", "search-1"), ("minimize", "search-0")])
@@ -82,3 +93,38 @@ def test_between_whole_numbers_whole_numbers_are_drawn(study: optuna.Study) -> N
     drawn = {asked.suggest(study.ask(), "train.epochs") for _ in range(12)}
     assert drawn <= {2, 3, 4}
     assert all(isinstance(value, int) for value in drawn)
+
+
+def test_a_search_that_fell_short_says_by_how_much(study: optuna.Study) -> None:
+    tell(study, "search-0", 0.5)
+    for _ in range(5):
+        study.tell(study.ask(), state=sweep._failed())
+    said = sweep.table(study, params(trials=3)).splitlines()[-1]
+    assert said.startswith("1 of 3 trials finished; stopped at 6 tries.")
+    assert "--trials" in said
+    whole = sweep.table(study, params(trials=1)).splitlines()[-1]
+    assert whole.startswith("best: search-0"), "with as many as were asked for there is nothing to say"
+
+
+def test_a_search_of_which_no_trial_finishes_stops_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYWEFT_WORKSPACE", str(tmp_path))
+
+    def as_it_is(work: Any = None, **_: Any) -> Any:
+        return work or as_it_is
+
+    tried = []
+
+    def fail(name: str, *_: Any, **__: Any) -> None:
+        tried.append(name)
+        raise FlowError("the loss is not finite. Lower train.lr.")
+
+    monkeypatch.setattr(prefect, "flow", as_it_is)  # a server of seconds decides nothing here
+    monkeypatch.setattr(prefect, "task", as_it_is)
+    monkeypatch.setattr(prefect, "get_run_logger", lambda: logging.getLogger("a test"))
+    monkeypatch.setattr(graph, "experiment", fail)
+    for _ in range(2):  # the second time there is nothing left to try
+        with pytest.raises(FlowError, match=r"none of search's 4 tries finished\. .*--trials"):
+            sweep.sweep(params(), "search", seed=1)
+    assert tried == ["search-0", "search-1", "search-2", "search-3"]
