@@ -140,7 +140,8 @@ p {{ opacity: .7; max-width: 70ch; }}
 </style></head><body>
 <h1>Models side by side</h1>
 <p>The same prepared data, each model trained as its file says. In brackets 95% intervals. GFLOP: one row
-through every tower and the head, forwards. Latency: the same in ONNX Runtime with one thread, median.</p>
+through every tower and the head, forwards. Latency: the same in ONNX Runtime with one thread, median. A
+captioner's decoder, which runs once a word, is in neither.</p>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 </body></html>
 """
