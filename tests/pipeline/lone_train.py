@@ -35,6 +35,20 @@ def make(folder: Path, **train: Any) -> Path:
     return folder
 
 
+def change(folder: Path, settings: dict[str, Any]) -> None:
+    """Set keys of params.yaml, such as `train.lr`, to values that nobody has checked."""
+    path = folder / "params.yaml"
+    content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        section = content
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    with path.open("w", encoding="utf-8") as handle:
+        YAML().dump(content, handle)
+
+
 def start(folder: Path) -> subprocess.Popen[str]:
     """Start the stage; what it says is in `<folder>/output`."""
     return toy.python(folder, *COMMAND)
