@@ -94,12 +94,12 @@ class Reader:
     """Modality `audio`: encoded bytes to a log-mel spectrogram; `spec` is `MelSpec`'s dictionary."""
 
     tensor = "log_mel"
-    dtype = "float32"
+    dtype = raw_dtype = "float32"
     pad = 0
 
     def __init__(self, spec: dict[str, Any], folder: Path | None = None) -> None:
         self.spec = MelSpec(**spec)
-        self.shape = [self.spec.mels, self.spec.frames]
+        self.shape = self.raw_shape = [self.spec.mels, self.spec.frames]
         self._filters = mel_filters(self.spec)
 
     def raw(self, content: bytes) -> Floats:

@@ -302,8 +302,8 @@ def _of_sample(sample: Sample, name: str) -> list[bytes]:
 
 def _stack(raws: list[npt.NDArray[Any]], lengths: Ints, reader: Reader) -> npt.NDArray[Any]:
     if not raws:
-        shape = tuple(2 if axis < 0 else axis for axis in reader.shape)
-        return np.zeros((0, *shape), reader.dtype)
+        shape = tuple(2 if axis < 0 else axis for axis in reader.raw_shape)
+        return np.zeros((0, *shape), reader.raw_dtype)
     values = np.full((len(raws), int(lengths.max()), *raws[0].shape[1:]), reader.pad, raws[0].dtype)
     for row, raw in zip(values, raws, strict=True):
         row[: len(raw)] = raw

@@ -106,11 +106,13 @@ class Reader:
 
     tensor = "pixel_values"
     dtype = "float32"
+    raw_dtype = "uint8"
     pad = 0
 
     def __init__(self, spec: dict[str, Any], folder: Path | None = None) -> None:
         self.spec = ImageSpec.from_dict(spec)
         self.shape = [3, self.spec.size, self.spec.size]
+        self.raw_shape = [self.spec.size, self.spec.size, 3]
 
     def raw(self, content: bytes) -> npt.NDArray[np.uint8]:
         """uint8 [size, size, 3]; raises `MediaDecodeError`."""
@@ -122,9 +124,8 @@ class Reader:
 
     def read(self, contents: Sequence[bytes]) -> npt.NDArray[np.float32]:
         """Encoded images to float32 [B, 3, size, size]."""
-        size = self.spec.size
         rows = [self.raw(content) for content in contents]
-        return self.finish(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8))
+        return self.finish(np.stack(rows) if rows else np.zeros((0, *self.raw_shape), np.uint8))
 
 
 def probe_image(data: bytes) -> tuple[str, int, int, str]:

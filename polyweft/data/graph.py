@@ -83,12 +83,12 @@ class Reader:
     """Modality `graph`: JSON bytes to an array; `spec` is `GraphSpec`'s dictionary."""
 
     tensor = "scene_graph"
-    dtype = "float32"
+    dtype = raw_dtype = "float32"
     pad = 0
 
     def __init__(self, spec: dict[str, Any], folder: Path | None = None) -> None:
         self.spec = GraphSpec(**spec)
-        self.shape = [self.spec.nodes, self.spec.width]
+        self.shape = self.raw_shape = [self.spec.nodes, self.spec.width]
 
     def raw(self, content: bytes) -> Floats:
         """float32 [nodes, width]; raises `GraphDecodeError`."""

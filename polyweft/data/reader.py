@@ -22,6 +22,8 @@ class Reader(Protocol):
         `float32` or `int64`, of the model's input.
     shape
         One row of the model's input as served; -1 is a free axis.
+    raw_dtype, raw_shape
+        Of one raw row, as `raw` gives it; -1 is a free axis.
     pad
         Fills raw rows of unlike length up to the longest.
     """
@@ -29,6 +31,8 @@ class Reader(Protocol):
     tensor: str
     dtype: str
     shape: list[int]
+    raw_dtype: str
+    raw_shape: list[int]
     pad: int
 
     def raw(self, content: bytes) -> npt.NDArray[Any]:

@@ -188,12 +188,12 @@ class Reader:
     """Modality `text`: UTF-8 to token ids; `folder` holds the tokenizer's files."""
 
     tensor = "input_ids"
-    dtype = "int64"
+    dtype = raw_dtype = "int64"
 
     def __init__(self, spec: dict[str, Any], folder: Path) -> None:
         self.tokenizer = TextTokenizer.load(folder)
         self.pad = self.tokenizer.pad_id
-        self.shape = [-1]
+        self.shape = self.raw_shape = [-1]
 
     def raw(self, content: bytes) -> npt.NDArray[np.int64]:
         """Token ids [T] of one text, start and end included; raises `TextDecodeError`."""

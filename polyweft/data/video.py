@@ -95,11 +95,13 @@ class Reader:
 
     tensor = "frames"
     dtype = "float32"
+    raw_dtype = "uint8"
     pad = 0
 
     def __init__(self, spec: dict[str, Any], folder: Path | None = None) -> None:
         self.spec = VideoSpec(**spec)
         self.shape = [self.spec.frames, 3, self.spec.size, self.spec.size]
+        self.raw_shape = [self.spec.frames, self.spec.size, self.spec.size, 3]
 
     def raw(self, content: bytes) -> Frames:
         """uint8 [frames, size, size, 3]; raises `VideoDecodeError`."""
@@ -114,10 +116,8 @@ class Reader:
 
     def read(self, contents: Sequence[bytes]) -> npt.NDArray[np.float32]:
         """Encoded clips to float32 [B, frames, 3, size, size]."""
-        spec = self.spec
         rows = [self.raw(content) for content in contents]
-        empty = np.zeros((0, spec.frames, spec.size, spec.size, 3), np.uint8)
-        return self.finish(np.stack(rows) if rows else empty)
+        return self.finish(np.stack(rows) if rows else np.zeros((0, *self.raw_shape), np.uint8))
 
 
 def probe_video(data: bytes, *, max_frames: int = 2**20) -> VideoInfo:

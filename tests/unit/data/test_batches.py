@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as np_arrays
@@ -18,8 +19,11 @@ from polyweft.data.batches import (
     epoch_order,
     share_of,
     take,
+    to_arrays,
 )
 from polyweft.errors import DataError
+from polyweft.modalities import MODALITIES
+from polyweft.training.feed import Feed
 from tests import small
 
 
@@ -113,9 +117,29 @@ def test_content_that_cannot_be_read_names_its_sample_and_the_way_out(tmp_path: 
     _, context = small.built(prepared)
     broken = small.sample(0)
     broken.media["image"] = broken.media["image"][:40]
-    from polyweft.data.batches import to_arrays
-
     read: list[str] = []
     with pytest.raises(DataError, match=r"sample 'row-0', image: .*dvc repro validate"):
         to_arrays([broken], context.readers, [], read.append)
     assert read == ["row-0"]
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_a_split_without_a_modality_is_fed_in_the_form_of_one_that_has_it(tmp_path: Path, name: str) -> None:
+    encoders = {
+        **{"image": small.IMAGE, "text": small.TEXT_TOWER, "audio": small.AUDIO},
+        **{"video": small.VIDEO, "graph": small.GRAPH},
+    }
+    section = {**small.DUAL_TOWER, "family": "trimodal", "encoders": encoders}
+    _, context = small.built(small.prepare(tmp_path), section)
+    fed = {}
+    for without in ((), (name,)):
+        rows = [small.sample(number, without=without) for number in range(3)]
+        arrays = to_arrays(rows, context.readers, small.LABELS)
+        batch = take(arrays, np.arange(3), choose_contents(arrays, seed=0, epoch=None))
+        fed[without] = Feed(context.readers, torch.device("cpu")).inputs(batch)
+    column, there, absent = list(context.readers).index(name), fed[()][name], fed[name,][name]
+    assert batch.present_BM.sum(axis=0).tolist() == [0.0 if m == column else 3.0 for m in range(5)]
+    assert (absent.dtype, len(absent)) == (there.dtype, 3)
+    assert absent.isfinite().all()
+    for axis, size in enumerate(context.readers[name].shape, start=1):
+        assert absent.shape[axis] == there.shape[axis] or size < 0

@@ -47,6 +47,7 @@ class NumberReader:
     """A modality whose contents are numbers in ASCII: the model's input is the number itself."""
 
     tensor, dtype, shape, pad = "number", "float32", [1], 0
+    raw_dtype, raw_shape = "float32", [1]
 
     def raw(self, content: bytes) -> npt.NDArray[np.float32]:
         return np.array([float(content)], np.float32)

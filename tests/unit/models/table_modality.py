@@ -12,11 +12,12 @@ import numpy as np
 class Reader:
     """Text such as `1,2,3` to a row of numbers."""
 
-    tensor, dtype, pad = "table_values", "float32", 0
+    tensor, pad = "table_values", 0
+    dtype = raw_dtype = "float32"
 
     def __init__(self, spec: dict[str, Any], folder: Path) -> None:
         self.columns = int(spec["columns"])
-        self.shape = [self.columns]
+        self.shape = self.raw_shape = [self.columns]
 
     def raw(self, content: bytes) -> np.ndarray:
         """float32 [columns]."""
