@@ -6,20 +6,27 @@ reads it (YAML 1.2 by ruamel: `1e-4` is a number, `on` is text).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyweft.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
+_LONGEST_SHOWN = 80
 
 
 class Section(BaseModel):
     """Base of every section: frozen, strict types, unknown keys refused, NaN and infinity refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def class_for(cls, content: dict[str, Any]) -> type[Self]:
+        """The class that `content` is read as; a section overrides it where one key decides the others."""
+        return cls
 
 
 class RuntimeParams(Section):
@@ -54,7 +61,9 @@ def parse_section(cls: type[S], name: str, content: Any, *, where: str) -> S:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(cls, name, where, fault) for fault in error.errors())) from None
+        chosen = cls.class_for(content)
+        faults = [_explain(chosen, name, where, fault) for fault in error.errors()]
+        raise ConfigError("\n".join(faults)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -80,13 +89,25 @@ def _explain(cls: type[BaseModel], name: str, where: str, fault: Any) -> str:
         return f"{where}: unknown key `{key}`. Allowed here: {allowed}."
     if fault["type"] == "missing":
         return f"{where}: key `{key}` is missing. Add it; examples/ and docs/guide show each key."
-    return f"{where}: `{key}` is {fault['input']!r}: {fault['msg']}."
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict):
+        return f"{where}: `{key}`: {message}."  # a whole section came, and the message says what of it
+    shown = repr(fault["input"])
+    if len(shown) > _LONGEST_SHOWN:
+        shown = f"{shown[: _LONGEST_SHOWN - 3]}..."
+    return f"{where}: `{key}` is {shown}: {message}."
 
 
 def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = cls.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            cls = annotation
+        cls = next(_models_in(field.annotation), cls) if field else cls
     return list(cls.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation such as `Section | None` or `list[Section]` names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

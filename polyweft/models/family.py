@@ -47,7 +47,15 @@ class ModelParams(Section):
         family = value.get("family")
         if family not in FAMILIES:
             raise ValueError(f"model.family is {family!r}; there are {', '.join(FAMILIES)}")
-        params: ModelParams = importlib.import_module(FAMILIES[family]).Params.model_validate(value)
+        return cls.class_for(value).model_validate(value)
+
+    @classmethod
+    def class_for(cls, content: dict[str, Any]) -> type[ModelParams]:
+        """The `Params` of the family that `content` names."""
+        family = content.get("family")
+        if cls is not ModelParams or family not in FAMILIES:
+            return cls
+        params: type[ModelParams] = importlib.import_module(FAMILIES[family]).Params
         return params
 
     @field_validator("encoders")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polyweft.config import Section, load_section
 from polyweft.errors import ConfigError
@@ -19,6 +19,14 @@ class Outer(Section):
     rate: float = Field(gt=0)
     name: str
     inner: Inner
+    maybe: Inner | None = None
+    several: list[Inner] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Outer:
+        if self.name == "inner":
+            raise ValueError("name is 'inner'; choose another")
+        return self
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -38,12 +46,24 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("rate: 1e-4", "rte: 1e-4", r"unknown key `outer\.rte`. Allowed here: inner, name, rate"),
+        (
+            "rate: 1e-4",
+            "rte: 1e-4",
+            r"unknown key `outer\.rte`. Allowed here: inner, maybe, name, rate, several\.",
+        ),
         ("rate: 1e-4", "name2: 1", r"key `outer\.rate` is missing"),
         ("1e-4", "'1e-4'", r"`outer\.rate` is '1e-4': Input should be a valid number"),
         ("1e-4", "0", r"`outer\.rate` is 0: Input should be greater than 0"),
         ("1e-4", ".nan", r"`outer\.rate` is nan"),
         ("depth: 2", "deep: 2", r"unknown key `outer\.inner\.deep`. Allowed here: depth"),
+        (
+            "name: on",
+            "name: on\n  maybe: {deep: 2}",
+            r"unknown key `outer\.maybe\.deep`. Allowed here: depth\.",
+        ),
+        ("name: on", "name: on\n  several: [{deep: 2}]", r"`outer\.several\.0\.deep`. Allowed here: depth\."),
+        ("name: on", "name: inner", r"params\.yaml: `outer`: name is 'inner'; choose another\.$"),
+        ("1e-4", f"[{'1, ' * 200}1]", r"`outer\.rate` is \[(1, )+1?\.\.\.: Input should be a valid number"),
         ("outer:", "other:", r"has no section `outer`; it has \['other'\]"),
         ("{depth: 2}", "{depth: ", r"is not valid YAML"),
         ("outer:\n", "outer: 3\nx:\n", r"section `outer` is 3; expected a mapping"),

@@ -112,7 +112,7 @@ def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do(pr
     [
         (
             {"family": "transformer"},
-            r"model.family is 'transformer'; there are dual_tower, fusion_classifier",
+            r"^a test: `model`: model.family is 'transformer'; there are dual_tower, fusion_classifier",
         ),
         ({"contrast": {"loss": "triplet"}}, r"'infonce' or 'siglip'"),
         ({"head": {**small.HEAD, "fusion": "sum"}}, r"'early', .*'late'"),
@@ -124,8 +124,10 @@ def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do(pr
             {"encoders": {"image": {**small.IMAGE, "tower": "vit"}, "text": STILL}},
             r"no section `vit`; add it",
         ),
+        ({"contrats": {}}, r"key `model\.contrats`. Allowed here: contrast, embedding_size, .* head\."),
+        ({"head": {**small.HEAD, "fusoin": 1}}, r"key `model\.head\.fusoin`. Allowed here: .* fusion, "),
     ],
-    ids=["family", "loss", "fusion", "modality", "tower"],
+    ids=["family", "loss", "fusion", "modality", "tower", "key of the family", "key of its head"],
 )
 def test_what_does_not_exist_is_refused_with_what_does(
     prepared: Path, changes: dict[str, Any], said: str
