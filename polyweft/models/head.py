@@ -120,8 +120,18 @@ class Head(nn.Module):
         """Take class weights and the values' mean and standard deviation from the training split.
 
         As in `Targets`: -1 and NaN where a row has none. Call it once, before training.
+
+        Raises
+        ------
+        ConfigError
+            It is to answer `regression`, and no row has a value.
         """
         known_N = value_N[~value_N.isnan()].double()
+        if "regression" in self.tasks and not len(known_N):
+            raise ConfigError(
+                f"model.head.tasks has regression, but none of the {len(value_N)} rows of train has a number "
+                "to learn; it needs the column `target`. Take the task out, or bring its targets."
+            )
         if len(known_N):
             self.value_mean.fill_(known_N.mean())
             deviation = known_N.std(correction=0)

@@ -273,6 +273,14 @@ def test_a_head_that_does_not_fit_is_refused(
         _build(classes, labels, **changes)
 
 
+def test_regression_without_a_single_target_is_refused_before_training() -> None:
+    targets = _targets()
+    none = torch.full((ROWS,), torch.nan)
+    with pytest.raises(ConfigError, match=r"has regression, but none of the 6 rows of train .*`target`"):
+        _head(tasks={"regression": 1.0}).prepare(targets.class_B, targets.labels_BK, none)
+    _head().prepare(targets.class_B, targets.labels_BK, none)
+
+
 def test_without_classes_a_head_of_classes_alone_is_not_built() -> None:
     assert _build(0, 0, sees=["text"]) is None
     assert build_head(None, MODALITIES, F, BuildContext([], [], {}, {})) is None
