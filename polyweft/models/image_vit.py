@@ -35,9 +35,10 @@ class ImageVit(nn.Module):
     def __init__(self, params: VitParams, size: int) -> None:
         super().__init__()
         if size % params.patch:
+            fit = [str(side) for side in range(2, min(size // 2, 64) + 1) if size % side == 0]
+            advice = f"choose a patch of {', '.join(fit)}" if fit else "none does; choose another size"
             raise ConfigError(
-                f"model.encoders.image.vit.patch {params.patch} does not divide its size {size}; "
-                f"choose a patch such as {[p for p in (4, 8, 14, 16, 32) if size % p == 0]}."
+                f"model.encoders.image.vit.patch {params.patch} does not divide its size {size}; {advice}."
             )
         if params.width % params.heads:
             raise ConfigError(

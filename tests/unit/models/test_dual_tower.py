@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,19 @@ def test_damaged_weights_are_refused_by_name(prepared: Path, tmp_path: Path) -> 
         load_trained(tmp_path, threads=1)
 
 
-def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do(prepared: Path) -> None:
-    with pytest.raises(ConfigError, match=r"patch 4 does not divide .*size 18"):
-        _built(prepared, image={**VIT, "size": 18})
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        (18, "choose a patch of 2, 3, 6, 9."),
+        (198, "choose a patch of 2, 3, 6, 9, 11, 18, 22, 33."),
+        (17, "none does; choose another size."),
+    ],
+)
+def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do(
+    prepared: Path, size: int, advice: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"patch 4 does not divide its size {size}; {re.escape(advice)}$"):
+        _built(prepared, image={**VIT, "size": size})
 
 
 @pytest.mark.parametrize(
