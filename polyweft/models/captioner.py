@@ -152,8 +152,8 @@ class Captioner(Family):
         self.scale.clamp()
 
     def facts(self) -> dict[str, float]:
-        """The temperature."""
-        return self.scale.facts()
+        """The temperature, and the tasks' noise where their losses are balanced by it."""
+        return self.scale.facts() | ({} if self.head is None else self.head.facts())
 
     def _matching(self, outputs: dict[str, Tensor], targets: Targets) -> Tensor:
         """Binary cross-entropy over true pairs, images with a wrong text, and texts with a wrong image."""

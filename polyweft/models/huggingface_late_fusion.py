@@ -162,8 +162,9 @@ class LateFusion(Family):
             self.scale.clamp()
 
     def facts(self) -> dict[str, float]:
-        """The temperature, where there is one."""
-        return {} if self.scale is None else self.scale.facts()
+        """The temperature, where there is one, and the tasks' noise where their losses are balanced by it."""
+        scale = {} if self.scale is None else self.scale.facts()
+        return scale | ({} if self.head is None else self.head.facts())
 
 
 def build(params: Params, context: BuildContext) -> LateFusion:

@@ -111,6 +111,14 @@ def test_without_a_wrong_partner_only_true_pairs_are_asked_about(prepared: Path)
     torch.testing.assert_close(found, torch.nn.functional.softplus(-logits).mean())
 
 
+def test_the_temperature_and_the_noise_of_balanced_tasks_are_logged(prepared: Path) -> None:
+    tasks = {"single_label": 1.0, "regression": 1.0}
+    head = {**small.HEAD, "tasks": tasks, "balance": "uncertainty"}
+    assert set(built(prepared, head=head)[0].facts()) == {
+        *built(prepared, head=None)[0].facts(), "noise_single_label", "noise_regression",
+    }  # fmt: skip
+
+
 def test_drawn_negatives_follow_torchs_seed(prepared: Path) -> None:
     model, inputs, targets = built(prepared, matching={"weight": 1.0, "negatives": "drawn"})
 

@@ -121,6 +121,15 @@ def test_tuning_trains_what_it_names_and_no_more(
     assert encoder.model.training == (tuning != "frozen")
 
 
+@pytest.mark.parametrize("section", [SECTION, DUAL])
+def test_the_noise_of_balanced_tasks_is_logged_with_the_temperature(
+    prepared: Path, section: dict[str, Any]
+) -> None:
+    plain = built(prepared, section)[0].facts()
+    head = {**section["head"], "balance": "uncertainty"}
+    assert built(prepared, {**section, "head": head})[0].facts() == {**plain, "noise_single_label": 1.0}
+
+
 def test_a_folder_gives_its_weights_and_the_model_no_longer_needs_it(prepared: Path, tmp_path: Path) -> None:
     first, _ = built(prepared, SECTION)
     section = SECTION
