@@ -25,7 +25,7 @@ class Targets:
     keys
         By modality: int64 (B,); rows with equal keys hold equal content, and are positives of each other.
     present_BM
-        float32, 1 where the row has modality m (after modality dropout).
+        float32, 1 where the row has modality m: that of the data, before modality dropout.
     modalities
         The columns of `present_BM`.
     ids_BT

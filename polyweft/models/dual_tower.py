@@ -1,7 +1,10 @@
 """Family `dual_tower`: CLIP's form (Radford et al., 2021), with a head on the towers' features.
 
 It is `trimodal`'s model with two modalities: image and text, or two others. Served: raw bytes of each to
-`<modality>_embedding`, and `probabilities` where there are classes.
+`<modality>_embedding` (D), and, with a head, `probabilities` (C), `label_probabilities` (K) and `value` (1),
+as its tasks say.
+
+Shape suffixes: C classes, K labels, D embedding size.
 """
 
 from __future__ import annotations
