@@ -55,7 +55,7 @@ def refusal(folder: Path) -> str:
         ),
         (
             {"model.encoders.image": PATCHES_OF_5},
-            ["model.encoders.image.vit.patch 5", "size 16", "choose a patch such as [4, 8, 16]"],
+            ["model.encoders.image.vit.patch 5", "size 16", "choose a patch of 2, 4, 8"],
         ),
     ],
     ids=["family", "strategy", "fewer rows than processes", "patch"],
