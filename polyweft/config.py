@@ -83,7 +83,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _explain(cls: type[BaseModel], name: str, where: str, fault: Any) -> str:
-    key = ".".join(str(part) for part in (name, *fault["loc"]))
+    # pydantic marks a fault in a mapping's key itself so.
+    key = ".".join(str(part) for part in (name, *fault["loc"]) if part != "[key]")
     if fault["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(_fields_at(cls, fault["loc"][:-1])))
         return f"{where}: unknown key `{key}`. Allowed here: {allowed}."

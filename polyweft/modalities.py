@@ -1,13 +1,15 @@
-"""The modalities: one line each. What a line names does the work; nothing else lists modalities.
+"""The modalities: one line each. What a line names does the work; parameters that name media are held to it.
 
 To add one, write a file with a `Reader` (bytes to the model's input; serving runs that file verbatim) and an
-encoder (`Params`, `reader_spec`, `build`), and name it here. One file may hold both where torch is imported
-inside its functions. docs/guide/extending.md walks through an example.
+encoder (`Params`, `reader_spec`, `build`), and name it here and, as a dependency, in `dvc.yaml`. One file may
+hold both where torch and Polyweft are imported inside its functions. docs/guide/extending.md walks through an
+example. Limits and measures of the built-in media stand in polyweft/data/checks.py.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,10 @@ class Modality:
     Attributes
     ----------
     reader
-        Module with the class `Reader`. Serving runs its file verbatim: it imports the standard library,
-        numpy, Pillow, soundfile, tokenizers and PyAV only, and nothing of Polyweft.
+        Module with the class `Reader`, and with `check(content)` where polyweft/data/checks.py has none of
+        its own: a ValueError says why no model can read the content. Serving runs its file verbatim: it
+        imports the standard library, numpy, Pillow, soundfile, tokenizers and PyAV only, and nothing of
+        Polyweft.
     encoder
         Module with `Params` (the section `model.encoders.<name>`), `reader_spec(params)` and
         `build(params, reader)`.
@@ -48,6 +52,18 @@ MODALITIES: dict[str, Modality] = {
 
 MEDIA = tuple(name for name, modality in MODALITIES.items() if modality.extensions)
 """The modalities whose content is a file."""
+
+
+def medium_or(*others: str, but: str | None = None) -> Callable[[str], str]:
+    """A check of parameters that name a medium (but not `but`) or one of `others`; raises `ValueError`."""
+
+    def checked(name: str) -> str:
+        media = [medium for medium, modality in MODALITIES.items() if modality.extensions and medium != but]
+        if name not in (*media, *others):
+            raise ValueError(f"there are {', '.join((*media, *others))}")
+        return name
+
+    return checked
 
 
 def reader_module(name: str) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from polyweft.config import RuntimeParams, Section
 from polyweft.data.media import MediaStore
@@ -25,7 +25,7 @@ from polyweft.data.tokenizer_training import (
 from polyweft.data.usable_rows import DROPPED, UsableRows, class_names, unseen_labels, usable_rows
 from polyweft.errors import DataError
 from polyweft.io import read_table, write_json, write_table
-from polyweft.modalities import MEDIA, MODALITIES
+from polyweft.modalities import MEDIA, MODALITIES, medium_or
 from polyweft.report import Report
 from polyweft.workspace import workspace
 from stages.entry import enter
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MIN_TRAIN = 2
 
-Medium = Literal["image", "audio", "video", "graph"]
+Medium = Annotated[str, AfterValidator(medium_or())]
 
 
 class PrepareParams(Section):

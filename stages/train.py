@@ -17,6 +17,7 @@ from polyweft.config import RuntimeParams
 from polyweft.errors import TrainingError
 from polyweft.hashing import md5_path
 from polyweft.io import read_json, write_json
+from polyweft.modalities import MODALITIES
 from polyweft.models.family import ModelParams
 from polyweft.report import Report
 from polyweft.training.launch import launch
@@ -32,11 +33,7 @@ CODE = (
     "polyweft/models",
     "polyweft/training",
     "polyweft/data/batches.py",
-    "polyweft/data/decode.py",
-    "polyweft/data/text.py",
-    "polyweft/data/audio.py",
-    "polyweft/data/video.py",
-    "polyweft/data/graph.py",
+    *(f"{modality.reader.replace('.', '/')}.py" for modality in MODALITIES.values()),
 )
 
 

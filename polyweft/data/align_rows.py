@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from polyweft.config import RuntimeParams, Section
 from polyweft.data import decode, pair_checks
@@ -26,6 +26,7 @@ from polyweft.data.duplicates import (
 from polyweft.data.grams import canonical
 from polyweft.data.pair_checks import WHOLE, Finding, LabelFromText
 from polyweft.errors import CheckFailedError
+from polyweft.modalities import medium_or
 
 if TYPE_CHECKING:
     from polyweft.data.media import MediaStore
@@ -49,7 +50,7 @@ class AlignParams(Section):
     """Section `align`: what each check does with what it finds, and its thresholds."""
 
     pairs_complete: Action = "report"
-    required: list[Literal["image", "audio", "video", "graph", "captions", "label"]] = Field(
+    required: list[Annotated[str, AfterValidator(medium_or("captions", "label"))]] = Field(
         default=["image", "captions"], description="what a row needs to be complete"
     )
     captions_empty: Action = "quarantine"
@@ -61,7 +62,7 @@ class AlignParams(Section):
     near_duplicates: Action = "report"
     near: NearParams = NearParams()
     leaks: Action = "report"
-    leak_media: list[Literal["audio", "video", "graph"]] = Field(
+    leak_media: list[Annotated[str, AfterValidator(medium_or(but="image"))]] = Field(
         default=[], description="media besides pictures that leak where two splits share one"
     )
     leaks_keep: Literal["evaluation", "train"] = Field(

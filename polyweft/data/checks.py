@@ -11,35 +11,26 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from polyweft.config import Section
 from polyweft.data import audio, decode, graph, video
 from polyweft.data.media import MediaStore
-from polyweft.modalities import MEDIA
+from polyweft.modalities import MEDIA, medium_or, reader_module
 from polyweft.progress import track
 
 IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of 16 and 32 bits a channel."""
 
-Present = Literal[
-    "image", "audio", "video", "graph", "captions", "label", "labels", "target", "group", "split"
-]
+MAY_LACK = ("captions", "label", "split")
+"""What `max_missing` may name besides the media."""
 
-
-class MissingParams(Section):
-    """Largest share of rows that may lack something; above it the stage fails."""
-
-    image: float = Field(default=1.0, ge=0.0, le=1.0)
-    audio: float = Field(default=1.0, ge=0.0, le=1.0)
-    video: float = Field(default=1.0, ge=0.0, le=1.0)
-    graph: float = Field(default=1.0, ge=0.0, le=1.0)
-    captions: float = Field(default=1.0, ge=0.0, le=1.0)
-    label: float = Field(default=1.0, ge=0.0, le=1.0)
-    split: float = Field(default=1.0, ge=0.0, le=1.0)
+Present = Annotated[str, AfterValidator(medium_or("captions", "label", "labels", "target", "group", "split"))]
+MayLack = Annotated[str, AfterValidator(medium_or(*MAY_LACK))]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ValidateParams(Section):
@@ -49,7 +40,9 @@ class ValidateParams(Section):
         default="quarantine", description="mask: keep a row without its broken medium while others are left"
     )
     required: list[Present] = Field(default=[], description="rows without one of these are quarantined")
-    max_missing: MissingParams = MissingParams()
+    max_missing: dict[MayLack, Share] = Field(
+        default={}, description="largest share of rows that may lack something; above it the stage fails"
+    )
     min_rows: int = Field(default=1, ge=1, description="rows that must be left")
     min_labels: int = Field(default=0, ge=0, description="distinct labels that must be left; 0: none")
     labels: list[str] | None = Field(default=None, min_length=1, description="allowed labels; null: any")
@@ -176,6 +169,15 @@ def check_graph(content: bytes) -> Measured:
         return Measured(fault=("graph_broken", str(error)))
 
 
+def check_by_reader(kind: str, content: bytes) -> Measured:
+    """Ask the file that holds a modality's reader, where there are no limits of ours to hold it against."""
+    try:
+        reader_module(kind).check(content)
+    except ValueError as error:
+        return Measured(fault=(f"{kind}_broken", str(error)))
+    return Measured()
+
+
 def check_media(rows: Iterable[dict[str, Any]], store: MediaStore, params: ValidateParams) -> MediaCheck:
     """Open every medium of `rows` fully, each key once, and set aside or mask the rows with broken ones."""
     out = MediaCheck()
@@ -249,7 +251,7 @@ def _check(key: str, content: bytes, params: ValidateParams) -> Measured:
         return check_audio(content, params)
     if kind == "video":
         return check_video(content, params)
-    return check_graph(content) if kind == "graph" else Measured()
+    return check_graph(content) if kind == "graph" else check_by_reader(kind, content)
 
 
 def _sort(row: dict[str, Any], params: ValidateParams, out: MediaCheck) -> None:

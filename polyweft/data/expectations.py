@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyweft.data.checks import FLAT, ValidateParams
+from polyweft.data.checks import FLAT, MAY_LACK, ValidateParams
 from polyweft.data.records import SPLITS
 from polyweft.modalities import MEDIA
 
@@ -89,7 +89,8 @@ def table_rules(params: ValidateParams) -> list[Rule]:
                 False,
             )
         )
-    for name, share in params.max_missing.model_dump().items():
+    for name in (*MEDIA, *MAY_LACK):
+        share = params.max_missing.get(name, 1.0)
         if share < 1.0:
             arguments = {"column": name, "mostly": 1.0 - share}
             kind, allowed = "ExpectColumnValuesToNotBeNull", f"at most {share:.1%} of the rows without it"

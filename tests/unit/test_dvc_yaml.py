@@ -10,7 +10,7 @@ import grimp
 import pytest
 
 from polyweft.config import load_section, parse_section, read_yaml
-from polyweft.modalities import MODALITIES
+from polyweft.modalities import MEDIA, MODALITIES
 from polyweft.models.family import FAMILIES
 from stages.entry import Signature, signature
 
@@ -31,6 +31,7 @@ PROGRAMS = {"train": ["polyweft.training.worker"], "register": ["registry.pyfunc
 
 # What a module imports by a name from a table.
 BY_NAME = {
+    "polyweft.data.checks": [MODALITIES[medium].reader for medium in MEDIA],
     "polyweft.data.reader": [modality.reader for modality in MODALITIES.values()],
     "polyweft.models.family": [*FAMILIES.values(), *(modality.encoder for modality in MODALITIES.values())],
 }

@@ -187,7 +187,12 @@ def test_plain_text_has_no_invalid_character(text: str) -> None:
         ({"image_min_side": 64, "image_max_side": 32}, "image_min_side is above"),
         ({"image_modes": ["RGB", "XYZ"]}, "XYZ"),
         ({"max_quarantined_fraction": 1.5}, "max_quarantined_fraction"),
-        ({"max_missing": {"imag": 0.1}}, "validate.max_missing.imag"),
+        (
+            {"max_missing": {"imag": 0.1}},
+            r"validate.max_missing.imag` is 'imag': there are image, .* split\.",
+        ),
+        ({"max_missing": {"image": 1.1}}, r"validate.max_missing.image` is 1.1: Input should be less than"),
+        ({"required": ["image", "smell"]}, r"required.1` is 'smell': there are image, audio, .* captions, "),
     ],
 )
 def test_params_that_make_no_sense_are_refused(content: dict[str, Any], word: str) -> None:

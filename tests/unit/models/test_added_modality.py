@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,17 @@ import torch
 from polyweft import modalities
 from polyweft.data import shards
 from polyweft.evaluation.evaluator import EvaluateParams, evaluate_split
+from polyweft.io import read_table, write_json
 from polyweft.models.build import load_trained, save_trained
 from polyweft.progress import Bar
 from polyweft.training.distributed import ALONE
 from polyweft.training.learner import Surroundings
 from polyweft.training.loop import fit
 from tests import small
+from tests.unit.models import table_stages
 
+ROOT = Path(__file__).parents[3]
+TABLE = Path(__file__).with_name("table_modality.py")
 SECTION = {
     "family": "fusion_classifier",
     "embedding_size": 0,
@@ -45,8 +50,6 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split in ("train", "validation", "test"):
         rows = [_with_table(sample) for sample in shards.read_split(folder, split)]
         shards.write_split(folder, split, rows, shard_samples=16)
-    from polyweft.io import write_json
-
     write_json(folder / "dataset.json", content)
     return folder
 
@@ -82,11 +85,30 @@ def test_it_is_trained_evaluated_and_exported_like_the_others(prepared: Path, tm
     assert (tmp_path / "export" / "table.onnx").stat().st_size > 0
 
 
+def test_the_data_stages_read_it_check_it_and_may_name_it(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", table_stages.__name__, str(tmp_path)]
+    subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    aside = read_table(tmp_path / "validate" / "quarantine.parquet").to_pylist()
+    assert [(entry["id"], entry["check"]) for entry in aside] == [
+        (f"row-{table_stages.BROKEN}", "table_broken"),
+        (f"row-{table_stages.WITHOUT}", "table_filled"),
+    ]
+    assert "could not convert" in aside[0]["reason"]
+    twice = [f"row-{number}" for number in table_stages.TWICE]
+    leaks = [
+        {found["id"], found["other_id"]}
+        for found in read_table(tmp_path / "align" / "findings.parquet").to_pylist()
+        if found["check"] == "leaks"
+    ]
+    assert leaks == [set(twice)]
+    dataset = shards.read_json(tmp_path / "prepare" / "dataset.json")
+    assert dataset["modalities"]["table"] == table_stages.ROWS - 2
+
+
 def test_its_reader_runs_without_torch_and_without_the_project(tmp_path: Path) -> None:
-    source = Path(__file__).with_name("table_modality.py")
     program = (
         "import sys; import importlib.util as u; "
-        f"s = u.spec_from_file_location('table', {str(source)!r}); m = u.module_from_spec(s); "
+        f"s = u.spec_from_file_location('table', {str(TABLE)!r}); m = u.module_from_spec(s); "
         "s.loader.exec_module(m); print(m.Reader({'columns': 2}, None).read([b'1,2']).tolist()); "
         "assert 'torch' not in sys.modules and 'polyweft' not in sys.modules"
     )
