@@ -51,7 +51,7 @@ def numbers(content: bytes) -> npt.NDArray[np.float32]:
 
 
 def __getattr__(name: str) -> Any:
-    """`Params`, made when it is asked for: serving has no Polyweft and no pydantic."""
+    """`Params`, made when it is asked for: serving has no Polyweft."""
     if name != "Params":
         raise AttributeError(name)
     from pydantic import Field

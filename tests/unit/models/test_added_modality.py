@@ -105,6 +105,11 @@ def test_the_data_stages_read_it_check_it_and_may_name_it(tmp_path: Path) -> Non
     assert dataset["modalities"]["table"] == table_stages.ROWS - 2
 
 
+def test_the_guide_shows_the_whole_file() -> None:
+    guide = (ROOT / "docs" / "guide" / "extending.md").read_text(encoding="utf-8")
+    assert f"```python\n{TABLE.read_text(encoding='utf-8')}```" in guide
+
+
 def test_its_reader_runs_without_torch_and_without_the_project(tmp_path: Path) -> None:
     program = (
         "import sys; import importlib.util as u; "
