@@ -198,6 +198,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(
     assert not load_into(model, kept.place).missing, "train.init_from takes the folder that the message names"
 
 
+def test_a_run_that_is_out_of_memory_goes_on_as_one_with_half_the_rows_at_a_time(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved = _fit(prepared, tmp_path / "halved", micro_batch=4)
+
+    def short(step: nn.Module, work: Work, *rest: Any) -> dict[str, torch.Tensor]:
+        backward_whole(step, work, *rest)  # gradients of a step that then fails are not taken along
+        raise MemoryError
+
+    monkeypatch.setattr("polyweft.training.learner.backward_whole", short)
+    _same(_fit(prepared, tmp_path / "short"), halved)
+    assert read_json(tmp_path / "short" / "micro_batch.json") == {"micro_batch": 4}
+
+
 def test_the_curves_of_a_run_are_logged_while_it_trains(prepared: Path, tmp_path: Path) -> None:
     logged: list[dict[str, float]] = []
     _fit(prepared, tmp_path, epochs=2, logged=logged)

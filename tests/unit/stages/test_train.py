@@ -1,4 +1,4 @@
-"""A checkpoint goes on only with the settings, data and weights that it began with; a death is explained."""
+"""What stands between DVC and the workers: the key of checkpoints, starting again, the reason of a death."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from stages.train import _key, _reason
+from polyweft.io import write_json
+from polyweft.training import memory
+from stages import train
+from stages.train import _key, _launch_until_it_fits, _reason
+from tests import small
 
 
 def _sections(**train: Any) -> dict[str, dict[str, Any]]:
@@ -39,3 +43,37 @@ def test_a_worker_that_died_without_a_word_is_named_by_what_it_read(tmp_path: Pa
     said = _reason(tmp_path, -11)
     assert "a worker died reading row-17. Run `dvc repro` to go on" in said
     assert said.endswith("Segmentation fault")
+
+
+def test_training_is_started_again_as_long_as_its_workers_ask_for_fewer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+
+    def launch(spec: Path, **how: Any) -> int:
+        before = memory.chosen_micro_batch(tmp_path, 8)
+        seen.append(before)
+        assert not (tmp_path / "error.json").exists(), "the message of the start before"
+        if before is not None and before > 2:
+            write_json(tmp_path / memory.FILE, {"micro_batch": before // 2})
+            write_json(tmp_path / "error.json", {"message": "memory ran out"})
+            return 1
+        return 0
+
+    monkeypatch.setattr(train, "launch", launch)
+    assert _launch_until_it_fits(tmp_path, small.train_params(micro_batch=8), threads=1) == 0
+    assert seen == [8, 4, 2]
+
+
+def test_training_that_fails_without_asking_for_less_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Path] = []
+
+    def launch(spec: Path, **how: Any) -> int:
+        starts.append(spec)
+        return 3
+
+    monkeypatch.setattr(train, "launch", launch)
+    assert _launch_until_it_fits(tmp_path, small.train_params(), threads=1) == 3
+    assert len(starts) == 1
