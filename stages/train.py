@@ -20,6 +20,7 @@ from polyweft.io import read_json, write_json
 from polyweft.modalities import MODALITIES
 from polyweft.models.family import ModelParams
 from polyweft.report import Report
+from polyweft.spool import SPOOL_VARIABLE
 from polyweft.training.launch import launch
 from polyweft.training.memory import chosen_micro_batch
 from polyweft.training.params import TrainParams
@@ -51,6 +52,7 @@ def run(
     work = state_folder() / "checkpoints" / _key(sections, prepared)
     out.mkdir(parents=True, exist_ok=True)
     paths = {"prepared": str(prepared.absolute()), "out": str(out.absolute())}
+    paths |= {"spool": os.environ[SPOOL_VARIABLE]} if SPOOL_VARIABLE in os.environ else {}
     begin = time.time()
     with _alone_with(work):
         write_json(work / "spec.json", {**sections, **paths})

@@ -5,9 +5,10 @@ those of the others fail at their next exchange; the others then form a smaller 
 checkpoint. For that the store they meet at must not live in an agent: it lives in the process that calls
 `launch`, on loopback alone (a TCPStore given a bound socket; one left to itself listens on every interface).
 
-Over several machines, with the project and the folder of checkpoints on a shared disk and the specification
-that `stages.train` wrote there, one command on each (the store's machine too) does the same:
-    python -m polyweft.training.launch serve 10.0.0.1:29400
+Over several machines, with the project at the same path of a disk that they share, the first one says at
+which of its addresses the store is to listen, and how many agents there will be on all of them:
+    POLYWEFT_LISTEN=10.0.0.1:29400 POLYWEFT_AGENTS=4 dvc repro
+It prints the command that each other machine joins with, and begins when all are there:
     python -m polyweft.training.launch join 10.0.0.1:29400 SPEC.json --agents 4 --workers 8 --address 10.0.0.2
 """
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 WORKER = "polyweft.training.worker"
+LISTEN_VARIABLE, AGENTS_VARIABLE = "POLYWEFT_LISTEN", "POLYWEFT_AGENTS"
 ALL_HERE_SECONDS = 120.0
 """How long the first agent waits for the others before it begins without them."""
 
@@ -46,6 +48,9 @@ STUCK_SECONDS = 2.0
 
 STOP_SECONDS = 45.0
 """What agents get to write a checkpoint and end after SIGTERM; torchrun gives workers 30 of them."""
+
+RESULT_SECONDS = 120.0
+"""How long the result may be in coming, from another machine, once the workers of this one have ended."""
 
 END_SECONDS = 10.0
 """What the last agents get to end once the result stands and one of them has died."""
@@ -60,19 +65,28 @@ def launch(spec: Path, *, processes: int, agents: int, threads: int, worker: str
     Raises
     ------
     ConfigError
-        The workers do not divide among the agents.
+        The workers do not divide among the agents, or what `POLYWEFT_LISTEN` and `POLYWEFT_AGENTS` say of
+        other machines cannot be.
     """
     if processes % agents:
         raise ConfigError(
             f"train.processes {processes} do not divide among train.agents {agents}; choose a multiple."
         )
-    store = serve(LOOPBACK, 0)
-    address = f"{LOOPBACK}:{store.port}"
+    host, port, everywhere = _machines(agents)
+    store = serve(host, port)
+    address = f"{host}:{store.port}"
     each, name = processes // agents, f"train-{uuid.uuid4().hex[:8]}"
+    if everywhere > agents:
+        print(
+            f"{everywhere - agents} more agents are to come from other machines, each with\n  python -m "
+            f"{__name__} join {address} {spec} --agents {everywhere} --workers {each} --name {name} "
+            "--address ITS_OWN",
+            flush=True,
+        )
     running: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(agents):
-            options = ["--agents", str(agents), "--workers", str(each), "--name", name, "--address", LOOPBACK]
+            options = ["--agents", str(everywhere), "--workers", str(each), "--name", name, "--address", host]
             options += ["--worker", worker]
             command = [sys.executable, "-m", __name__, "join", address, str(spec), *options]
             environment = os.environ | {
@@ -82,13 +96,41 @@ def launch(spec: Path, *, processes: int, agents: int, threads: int, worker: str
             }
             with (spec.parent / f"agent-{number}.log").open("wb") as log:
                 running.append(subprocess.Popen(guarded(command), env=environment, stderr=log))
-        return _watch(running, spec.parent)
+        code = _watch(running, spec.parent)
+        if code == 0 and everywhere > agents:
+            _wait_for_result(spec.parent)
+        return code
     except KeyboardInterrupt:
         _stop(running)
         raise
     finally:
         for agent in [agent for agent in running if agent.poll() is None]:
             kill_tree(agent.pid)
+
+
+def _machines(agents: int) -> tuple[str, int, int]:
+    """Where the store listens, address and port (0: any), and how many agents all machines have."""
+    given, everywhere = os.environ.get(LISTEN_VARIABLE), os.environ.get(AGENTS_VARIABLE, "")
+    if given is None:
+        return LOOPBACK, 0, agents
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            f"{LISTEN_VARIABLE} is {given!r}; give an address of this machine and a port, as 10.0.0.1:29400."
+        )
+    if not everywhere.isdigit() or int(everywhere) < agents:
+        raise ConfigError(
+            f"{AGENTS_VARIABLE} is {everywhere!r}; give the number of agents on all machines, of which "
+            f"train.agents, here {agents}, are this one's."
+        )
+    return host, int(port), int(everywhere)
+
+
+def _wait_for_result(folder: Path) -> None:
+    """The first worker writes the model after the others have ended, perhaps on another machine."""
+    deadline = time.monotonic() + RESULT_SECONDS
+    while not (folder / "result.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def serve(host: str, port: int) -> Any:

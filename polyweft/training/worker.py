@@ -75,7 +75,7 @@ def _train(spec: dict[str, Any], here: World, work: Path, ready: float, stopping
         train, validation = (
             load_arrays(prepared, name, context.readers, reading) for name in ("train", "validation")
         )
-    log, trace = _logger(here), workspace() / "reports" / "train-trace.json.gz"
+    log, trace = _logger(here, spec.get("spool")), workspace() / "reports" / "train-trace.json.gz"
     with (
         Bar("training", shown=here.is_main) as bar,
         sampled(log if here.is_main else None),
@@ -138,8 +138,7 @@ def _note_signals() -> Callable[[], bool]:
     return lambda: bool(asked)
 
 
-def _logger(here: World) -> Log:
-    spool = os.environ.get("POLYWEFT_SPOOL")
+def _logger(here: World, spool: str | None) -> Log:
     if not here.is_main or not spool:
         return lambda metrics, step: None
     run = StageRun.attach(Path(spool))

@@ -24,7 +24,7 @@ def make(folder: Path, **train: Any) -> Path:
     folder.mkdir()
     small.prepare(folder / "prepared", train=48)
     common = {"processes": 2, "epochs": 30, "batch_size": 16, "checkpoint_steps": 3}
-    settings = small.train_params(**common, early_stopping_epochs=99, **train)
+    settings = small.train_params(**{**common, "early_stopping_epochs": 99, **train})
     sections = {
         "runtime": {"seed": 3, "threads": 2},
         "model": small.DUAL_TOWER,
