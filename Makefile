@@ -66,9 +66,10 @@ serve: setup     ## Serve the champion with Triton, until Ctrl-C
 ui: setup        ## Show MLflow on http://127.0.0.1:5000, until Ctrl-C
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
-test: setup lint types  ## Everything that CI checks
+WORKERS ?= 2
+test: setup lint types  ## Everything that CI checks, with WORKERS tests at a time
 	rm -f .coverage .coverage.*
-	coverage run -m pytest --durations=15
+	coverage run -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=15
 	coverage combine --quiet
 	coverage report
 
