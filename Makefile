@@ -69,7 +69,7 @@ ui: setup        ## Show MLflow on http://127.0.0.1:5000, until Ctrl-C
 WORKERS ?= 2
 test: setup lint types  ## Everything that CI checks, with WORKERS tests at a time
 	rm -f .coverage .coverage.*
-	coverage run -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=15
+	coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 	coverage combine --quiet
 	coverage report
 

@@ -18,17 +18,6 @@ for role in ("AUTHOR", "COMMITTER"):
     os.environ.setdefault(f"GIT_{role}_EMAIL", "test@example.invalid")
 
 
-# Fixtures that take long to make, and the group of those that use them.
-COSTLY = {"ran": "ran", "made": "export", "each": "export"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers share the tests, a file stays with one of them, and a costly fixture too."""
-    for item in items:
-        used = [group for name, group in COSTLY.items() if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the project; tests that need it are skipped where it is absent."""

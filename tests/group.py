@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import distributed
 
 from polyweft.io import write_text
+from polyweft.training.distributed import gloo
 
 SECONDS = 60.0
 
@@ -29,7 +30,7 @@ def joined(port: Path, rank: int, size: int) -> Iterator[None]:
             assert time.monotonic() < end, f"no {port} of rank 0 in {SECONDS:.0f} s"
             time.sleep(0.02)
         store = distributed.TCPStore("127.0.0.1", int(port.read_text()), size, False, wait_for_workers=False)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    distributed.init_process_group(gloo(), store=store, rank=rank, world_size=size)
     yield
     distributed.barrier()
     distributed.destroy_process_group()
