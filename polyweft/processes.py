@@ -87,7 +87,8 @@ def dvc_ancestor() -> str | None:
     The parent's id would not do: DVC starts a stage through `$SHELL`, which stays in between or not,
     depending on the shell. Under DVC's Python interface no process bears its name; there it is the nearest
     ancestor that is not a shell, if that runs Python: a stage whose DVC died is taken over by init, which
-    must not be followed instead.
+    must not be followed instead. Nor must what started a DVC that is just dying: it is the stage's parent
+    until its memory is given back, but has no command line any more.
     """
     import psutil
 
@@ -95,11 +96,15 @@ def dvc_ancestor() -> str | None:
     for process in psutil.Process().parents():
         try:
             command = process.cmdline()
-        except psutil.Error:
+        except psutil.AccessDenied:
             continue
+        except psutil.NoSuchProcess:
+            break
+        if not command:
+            break
         if _is_dvc(command):
             return identity(process.pid)
-        if nearest is None and command and Path(command[0]).name.lstrip("-") not in _SHELLS:
+        if nearest is None and Path(command[0]).name.lstrip("-") not in _SHELLS:
             nearest = process
     if nearest is None or not started_by_dvc() or not _runs_python(nearest):
         return None

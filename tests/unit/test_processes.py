@@ -106,6 +106,39 @@ def test_a_stage_that_dvc_left_behind_follows_nobody_and_stops(tmp_path: Path) -
     assert answer.read_text().splitlines() == ["driver None", message, "code 143"]
 
 
+def test_what_started_a_dying_dvc_is_not_taken_for_it(tmp_path: Path) -> None:
+    # A process that gives back its memory has no command line any more, and is its children's parent still.
+    (tmp_path / "dvc").write_text(
+        "import os, subprocess, sys\n"
+        "from polyweft.processes import identity\n"
+        "held = b'1' * 2**30\n"
+        "print(identity(os.getpid()), flush=True)\n"
+        "subprocess.run(sys.argv[1:])\n"
+    )
+    (tmp_path / "stage.py").write_text(
+        "import os, pathlib\n"
+        "from polyweft.processes import dvc_ancestor\n"
+        "dvc, found = os.getppid(), {str(dvc_ancestor())}\n"
+        "print('at work', flush=True)\n"
+        "while os.getppid() == dvc: found.add(str(dvc_ancestor()))\n"
+        "pathlib.Path('begun').write_text(' '.join(found))\n"
+        "os.rename('begun', 'found')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1]), "DVC_STAGE": "train"}
+    command = [sys.executable, "dvc", sys.executable, "stage.py"]
+    dvc = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert dvc.stdout is not None
+    own = dvc.stdout.readline().strip()
+    assert dvc.stdout.readline() == "at work\n"
+    dvc.kill()
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "found").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    dvc.wait()
+    dvc.stdout.close()
+    assert {own} <= set((tmp_path / "found").read_text().split()) <= {own, "None"}
+
+
 def test_a_guarded_child_dies_with_its_parent() -> None:
     code = (
         "import subprocess, sys, time; from polyweft.processes import guarded\n"
