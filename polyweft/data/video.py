@@ -236,6 +236,9 @@ def _opened(data: bytes) -> Any:
     if not container.streams.video:
         container.close()
         raise VideoDecodeError(f"{name} file of {len(data)} bytes holds no video stream")
+    if container.streams.video[0].codec_context is None:  # PyAV's way of naming a codec unknown to it
+        container.close()
+        raise VideoDecodeError(f"{name} file of {len(data)} bytes holds video of an unknown codec")
     return container
 
 

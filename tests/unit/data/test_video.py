@@ -125,6 +125,13 @@ def test_a_sound_alone_is_no_video() -> None:
         probe_video(out.getvalue())
 
 
+@pytest.mark.parametrize(("form", "codec"), [("matroska", b"FFV1"), ("avi", b"MJPG")])
+def test_an_unknown_codec_is_refused(form: str, codec: bytes) -> None:
+    content = clip(LEVELS, form=form).replace(codec, b"????")
+    with pytest.raises(VideoDecodeError, match="unknown codec"):
+        decode_video(content, spec())
+
+
 @pytest.mark.parametrize("form", CODECS)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
 def test_a_clip_that_ends_early_is_refused(form: str, share: float) -> None:
