@@ -230,7 +230,7 @@ def _opened(data: bytes) -> Any:
             f"video of {len(data)} bytes is of no known format (MP4, MOV, MKV, WebM, AVI, MPEG)"
         )
     try:
-        container = av.open(io.BytesIO(data), mode="r", format=name)
+        container: Any = av.open(io.BytesIO(data), mode="r", format=name)
     except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
         raise _unreadable(data, error) from None
     if not container.streams.video:
